@@ -21,7 +21,7 @@ import torch.nn.functional as T
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from oracle.invalid_cases import INVALID
-from oracle.store import FOLDER, Writer
+from oracle.store import FAMILIES, FOLDER, Writer
 
 LAYOUTS = ("batch_last", "channels_last", "reversed", "strided", "fortran", "read_only")
 
@@ -706,21 +706,21 @@ def torch_refuses(case: dict) -> bool | None:
 
 
 def main() -> None:
-    families = {
-        "conv": convolutions,
-        "conv_complex": complex_convolutions,
-        "conv_transpose": transposed_convolutions,
-        "columns": columns_cases,
-        "pooling": pooling,
-        "pooling_adaptive": adaptive_pooling,
-        "dense": dense,
-        "activation": activations,
-        "normalization": normalization,
-        "loss": losses,
-    }
+    makers = (
+        convolutions,
+        complex_convolutions,
+        transposed_convolutions,
+        columns_cases,
+        pooling,
+        adaptive_pooling,
+        dense,
+        activations,
+        normalization,
+        losses,
+    )
     torch.set_num_threads(1)
     ids: set[str] = set()
-    for family, cases in families.items():
+    for family, cases in zip(FAMILIES, makers, strict=True):
         writer = Writer()
         for case in cases():
             if case.id in ids:

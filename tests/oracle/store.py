@@ -9,6 +9,18 @@ from typing import Any
 import numpy as np
 
 FOLDER = Path(__file__).parent
+FAMILIES = (
+    "conv",
+    "conv_complex",
+    "conv_transpose",
+    "columns",
+    "pooling",
+    "pooling_adaptive",
+    "dense",
+    "activation",
+    "normalization",
+    "loss",
+)
 STREAMS = {"float64": "floats", "complex128": "floats", "int64": "ints"}
 
 
@@ -27,10 +39,6 @@ class StoredCase:
 def tuples(value: Any) -> Any:
     """JSON's lists back as the tuples that they were."""
     return tuple(map(tuples, value)) if isinstance(value, list) else value
-
-
-def families() -> list[str]:
-    return sorted(path.stem for path in FOLDER.glob("*.npz"))
 
 
 def load(family: str) -> list[StoredCase]:
