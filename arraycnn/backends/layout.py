@@ -1,0 +1,56 @@
+"""Batch-last memory: an array of shape (N, C, *S) in a C-contiguous (C, *S, N) buffer."""
+
+from typing import Any
+
+from arraycnn.geometry import Window
+from arraycnn.types import Array, Shape
+
+
+def buffer_of(x: Array) -> Array:
+    """The (C, *S, N) view of an (N, C, *S) array."""
+    return x.transpose(*range(1, x.ndim), 0)
+
+
+def batch_view(buffer: Array) -> Array:
+    """The (N, C, *S) view of a (C, *S, N) buffer."""
+    return buffer.transpose(buffer.ndim - 1, *range(buffer.ndim - 1))
+
+
+class Layout:
+    """Allocation and padding in batch-last memory."""
+
+    xp: Any
+
+    def empty(self, shape: Shape, dtype: Any) -> Array:
+        """An uninitialised (N, C, *S) array in batch-last memory."""
+        return batch_view(self.xp.empty((*shape[1:], shape[0]), dtype))
+
+    def zeros(self, shape: Shape, dtype: Any) -> Array:
+        """A zero (N, C, *S) array in batch-last memory."""
+        return batch_view(self.xp.zeros((*shape[1:], shape[0]), dtype))
+
+    def batch_last(self, x: Array) -> Array:
+        """``x`` itself where it is in batch-last memory, else a copy that is."""
+        if buffer_of(x).flags.c_contiguous:
+            return x
+        copy = self.empty(x.shape, x.dtype)
+        copy[...] = x
+        return copy
+
+    def padded(self, x: Array, window: Window, value: float = 0) -> Array:
+        """The buffer (C, *padded, N) of ``x`` with its padding; ``x``'s own where there is none."""
+        buffer = buffer_of(x)
+        if window.is_unpadded:
+            return buffer
+        shape = (buffer.shape[0], *window.padded_size, buffer.shape[-1])
+        padded = self.xp.full(shape, value, x.dtype)
+        padded[(slice(None), *window.inner_slices())] = buffer
+        return padded
+
+    def unpadded(self, padded: Array, window: Window) -> Array:
+        """The (N, C, *S) array inside a padded buffer (C, *padded, N)."""
+        if window.is_unpadded:
+            return batch_view(padded)
+        x = self.empty((padded.shape[-1], padded.shape[0], *window.input_size), padded.dtype)
+        buffer_of(x)[...] = padded[(slice(None), *window.inner_slices())]
+        return x

@@ -1,0 +1,48 @@
+"""Batch normalisation per channel (Ioffe & Szegedy, 2015), forward and backward."""
+
+from arraycnn.backends.layout import Layout, batch_view, buffer_of
+from arraycnn.types import Array
+
+
+class NormalizationPrimitives(Layout):
+    """Per-channel statistics and affine maps; arrays are (N, C, *S) in batch-last memory."""
+
+    def channel_moments(self, x: Array) -> tuple[Array, Array]:
+        """Mean and (biased) variance of each channel: two arrays (C,)."""
+        rows = _rows(x)  # (C, N·L)
+        mean = rows.mean(axis=1)
+        return mean, self.xp.square(rows - mean[:, None]).mean(axis=1)
+
+    def scale_shift(self, x: Array, scale: Array, shift: Array) -> Array:
+        """y = scale·x + shift, both (C,)."""
+        buffer = buffer_of(x)
+        per_channel = (-1,) + (1,) * (buffer.ndim - 1)
+        y = buffer * scale.reshape(per_channel)
+        y += shift.reshape(per_channel)
+        return batch_view(y)
+
+    def channel_sum(self, x: Array) -> Array:
+        """The sum of each channel: (C,)."""
+        return _rows(x).sum(axis=1)
+
+    def batch_norm_grad(
+        self, x: Array, mean: Array, inverse_std: Array, scale: Array, grad_output: Array
+    ) -> tuple[Array, Array, Array]:
+        """Gradients of y = scale·x̂ + shift, x̂ = (x − mean)·inverse_std, through the statistics.
+
+        δscale = Σ Δ·x̂, δshift = Σ Δ, δx = scale·inverse_std·(Δ − mean(Δ) − x̂·mean(Δ·x̂)).
+        """
+        delta = _rows(grad_output)  # (C, N·L)
+        normalised = (_rows(x) - mean[:, None]) * inverse_std[:, None]
+        grad_scale = (delta * normalised).sum(axis=1)
+        grad_shift = delta.sum(axis=1)
+        count = max(1, delta.shape[1])
+        grad = delta - (grad_shift / count)[:, None] - normalised * (grad_scale / count)[:, None]
+        grad *= (scale * inverse_std)[:, None]
+        return batch_view(grad.reshape(buffer_of(x).shape)), grad_scale, grad_shift
+
+
+def _rows(x: Array) -> Array:
+    """The buffer of x as one row per channel: (C, N·L)."""
+    buffer = buffer_of(x)
+    return buffer.reshape(buffer.shape[0], x.size // max(1, buffer.shape[0]))

@@ -1,0 +1,80 @@
+"""The door of the functional API: which arrays may enter an operation, and on which backend."""
+
+import math
+from typing import Any
+
+from arraycnn.backends import Backend, backend_of
+from arraycnn.types import Array
+
+REAL = ("float32", "float64", "float16")
+REAL_OR_COMPLEX = (*REAL, "complex64", "complex128")
+
+
+def enter(dtypes: tuple[str, ...] = REAL, /, **arrays: Any) -> Backend:
+    """The backend of the given arrays (by argument name; None is skipped), all of one dtype.
+
+    Raises:
+        TypeError: no array, an integer array, or dtypes that differ. ValueError: mixed backends.
+    """
+    given = {name: array for name, array in arrays.items() if array is not None}
+    for name, array in given.items():
+        if not (hasattr(array, "dtype") and hasattr(array, "shape")):
+            raise TypeError(
+                f"{name} must be a NumPy or CuPy array, got {type(array).__name__}; convert it "
+                "first, e.g. with numpy.asarray(..., dtype=numpy.float32)"
+            )
+    backend = backend_of(*given.values())
+    first, *others = given
+    for name, array in given.items():
+        check_dtype(name, array.dtype, dtypes)
+    for name in others:
+        if given[name].dtype != given[first].dtype:
+            raise TypeError(
+                f"{name} must have the dtype of {first}, {given[first].dtype}, got "
+                f"{given[name].dtype}; convert one of them, e.g. {name}.astype({first}.dtype)"
+            )
+    return backend
+
+
+def check_dtype(name: str, dtype: Any, dtypes: tuple[str, ...] = REAL) -> None:
+    """Refuse a dtype that the operation does not compute in."""
+    if str(dtype) not in dtypes:
+        remedy = (
+            f"convert it, e.g. {name}.astype('float32') / 255 for 8-bit images"
+            if dtype.kind in "iub"
+            else f"convert it, e.g. {name}.astype('{dtypes[0]}')"
+        )
+        raise TypeError(f"{name} must be one of {', '.join(dtypes)}, got {dtype}; {remedy}")
+
+
+def probability(name: str, value: Any) -> float:
+    """``value`` as a float in [0, 1]."""
+    number = real_number(name, value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name} must be a probability between 0 and 1, got {value!r}")
+    return number
+
+
+def real_number(name: str, value: Any) -> float:
+    """``value`` as a finite float; bools and arrays are refused."""
+    if isinstance(value, bool) or not hasattr(value, "__float__") or getattr(value, "shape", None):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    return number
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is not one of the named choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def channel_vector(name: str, array: Array | None, channels: int, owner: str) -> None:
+    """Refuse a per-channel array that is not (channels,)."""
+    if array is not None and array.shape != (channels,):
+        raise ValueError(
+            f"{name} must have shape ({channels},), one value for each channel of {owner}, got "
+            f"{tuple(array.shape)}"
+        )

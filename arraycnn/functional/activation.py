@@ -1,0 +1,178 @@
+"""Activation functions and their gradients, element by element except softmax.
+
+Each ``f`` stands beside ``f_grad(x, grad_output)``, its derivative at x times ``grad_output``.
+All take float arrays of any shape and keep shape, dtype and memory order.
+"""
+
+import math
+from typing import Any
+
+from arraycnn.functional._arguments import check_choice, enter, real_number
+from arraycnn.geometry import check_shape
+from arraycnn.types import Array
+
+# Klambauer et al., "Self-normalizing neural networks", 2017: a fixed point at mean 0, variance 1.
+SELU_ALPHA = 1.6732632423543772
+SELU_SCALE = 1.0507009873554805
+GELU_APPROXIMATIONS = ("none", "tanh")
+
+
+def relu(x: Array) -> Array:
+    """max(x, 0)."""
+    return enter(x=x).relu(x)
+
+
+def relu_grad(x: Array, grad_output: Array) -> Array:
+    """1 where x > 0, else 0."""
+    return _enter(x, grad_output).relu_grad(x, grad_output)
+
+
+def leaky_relu(x: Array, negative_slope: float = 0.01) -> Array:
+    """x where x > 0, else negative_slope·x."""
+    xp = enter(x=x).xp
+    return xp.where(x > 0, x, x * real_number("negative_slope", negative_slope))
+
+
+def leaky_relu_grad(x: Array, grad_output: Array, negative_slope: float = 0.01) -> Array:
+    """1 where x > 0, else negative_slope."""
+    xp = _enter(x, grad_output).xp
+    slope = real_number("negative_slope", negative_slope)
+    return xp.where(x > 0, grad_output, grad_output * slope)
+
+
+def elu(x: Array, alpha: float = 1.0) -> Array:
+    """x where x > 0, else α·(eˣ − 1) (Clevert et al., 2016)."""
+    xp = enter(x=x).xp
+    return xp.where(x > 0, x, real_number("alpha", alpha) * xp.expm1(xp.minimum(x, 0)))
+
+
+def elu_grad(x: Array, grad_output: Array, alpha: float = 1.0) -> Array:
+    """1 where x > 0, else α·eˣ."""
+    xp = _enter(x, grad_output).xp
+    alpha = real_number("alpha", alpha)
+    return xp.where(x > 0, grad_output, grad_output * alpha * xp.exp(xp.minimum(x, 0)))
+
+
+def selu(x: Array) -> Array:
+    """λ·elu(x, α) with the self-normalising constants."""
+    return SELU_SCALE * elu(x, SELU_ALPHA)
+
+
+def selu_grad(x: Array, grad_output: Array) -> Array:
+    """λ times the derivative of elu."""
+    return SELU_SCALE * elu_grad(x, grad_output, SELU_ALPHA)
+
+
+def gelu(x: Array, approximate: str = "none") -> Array:
+    """x·Φ(x), Φ the normal distribution (Hendrycks & Gimpel, 2016).
+
+    ``approximate="tanh"`` replaces Φ by ½(1 + tanh(√(2/π)(x + 0.044715 x³))).
+    """
+    backend = enter(x=x)
+    check_choice("approximate", approximate, GELU_APPROXIMATIONS)
+    if approximate == "tanh":
+        return 0.5 * x * (1 + backend.xp.tanh(_gelu_argument(x)))
+    return 0.5 * x * (1 + backend.erf(x * math.sqrt(0.5)))
+
+
+def gelu_grad(x: Array, grad_output: Array, approximate: str = "none") -> Array:
+    """Φ(x) + x·Φ′(x)."""
+    backend = _enter(x, grad_output)
+    xp = backend.xp
+    check_choice("approximate", approximate, GELU_APPROXIMATIONS)
+    if approximate == "tanh":
+        t = xp.tanh(_gelu_argument(x))
+        inner = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
+        return grad_output * 0.5 * (1 + t + x * (1 - t * t) * inner)
+    density = xp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+    return grad_output * (0.5 * (1 + backend.erf(x * math.sqrt(0.5))) + x * density)
+
+
+def _gelu_argument(x: Array) -> Array:
+    return math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + e⁻ˣ), without overflow: ½(1 + tanh(x / 2))."""
+    xp = enter(x=x).xp
+    return 0.5 * (1 + xp.tanh(0.5 * x))
+
+
+def sigmoid_grad(x: Array, grad_output: Array) -> Array:
+    """σ(x)·σ(−x)."""
+    _enter(x, grad_output)
+    return grad_output * sigmoid(x) * sigmoid(-x)
+
+
+def tanh(x: Array) -> Array:
+    """The hyperbolic tangent."""
+    return enter(x=x).xp.tanh(x)
+
+
+def tanh_grad(x: Array, grad_output: Array) -> Array:
+    """1 − tanh²(x)."""
+    y = _enter(x, grad_output).xp.tanh(x)
+    return grad_output * (1 - y * y)
+
+
+def softplus(x: Array) -> Array:
+    """log(1 + eˣ), without overflow."""
+    return enter(x=x).xp.logaddexp(x, x.dtype.type(0))
+
+
+def softplus_grad(x: Array, grad_output: Array) -> Array:
+    """σ(x)."""
+    _enter(x, grad_output)
+    return grad_output * sigmoid(x)
+
+
+def softmax(x: Array, axis: int = 1) -> Array:
+    """eˣ / Σ eˣ along ``axis``, the classes; shifted by the maximum so that nothing overflows."""
+    xp = enter(x=x).xp
+    axis = _axis(x, axis)
+    if not x.size:
+        return x.copy()
+    y = xp.exp(x - x.max(axis=axis, keepdims=True))
+    y /= y.sum(axis=axis, keepdims=True)
+    return y
+
+
+def softmax_grad(x: Array, grad_output: Array, axis: int = 1) -> Array:
+    """y·(Δ − Σ Δ·y) with y = softmax(x)."""
+    _enter(x, grad_output)
+    y = softmax(x, axis)
+    return y * (grad_output - (grad_output * y).sum(axis=axis, keepdims=True))
+
+
+def log_softmax(x: Array, axis: int = 1) -> Array:
+    """x − log Σ eˣ along ``axis``, the classes; accurate where softmax rounds to 0 or 1."""
+    xp = enter(x=x).xp
+    axis = _axis(x, axis)
+    if not x.size:
+        return x.copy()
+    shifted = x - x.max(axis=axis, keepdims=True)
+    return shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))
+
+
+def log_softmax_grad(x: Array, grad_output: Array, axis: int = 1) -> Array:
+    """Δ − softmax(x)·Σ Δ."""
+    _enter(x, grad_output)
+    y = softmax(x, axis)
+    return grad_output - y * grad_output.sum(axis=axis, keepdims=True)
+
+
+def _enter(x: Array, grad_output: Array) -> Any:
+    backend = enter(x=x, grad_output=grad_output)
+    check_shape("grad_output", grad_output.shape, x.shape, "like x")
+    return backend
+
+
+def _axis(x: Array, axis: int) -> int:
+    if isinstance(axis, bool) or not isinstance(axis, int):
+        raise TypeError(f"axis must be an int, got {axis!r}")
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(
+            f"axis must be between {-x.ndim} and {x.ndim - 1} for x of shape {tuple(x.shape)}, got "
+            f"{axis}"
+        )
+    return axis

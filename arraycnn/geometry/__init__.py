@@ -1,0 +1,53 @@
+"""Window arithmetic and shape checks, in integers: the one place that knows what fits what."""
+
+from arraycnn.geometry.arguments import (
+    Size,
+    check_conv_shapes,
+    check_groups,
+    check_rank,
+    check_shape,
+    check_transposed_shapes,
+    count_of,
+    int_of,
+    shape_of,
+    sizes_of,
+)
+from arraycnn.geometry.windows import (
+    PADDING_NAMES,
+    Padding,
+    Window,
+    adaptive_bounds,
+    conv_output_size,
+    conv_transpose_output_size,
+    conv_window,
+    kernel_extent,
+    pool_window,
+    resolve_padding,
+    tiles,
+    transposed_window,
+)
+
+__all__ = [
+    "PADDING_NAMES",
+    "Padding",
+    "Size",
+    "Window",
+    "adaptive_bounds",
+    "check_conv_shapes",
+    "check_groups",
+    "check_rank",
+    "check_shape",
+    "check_transposed_shapes",
+    "conv_output_size",
+    "conv_transpose_output_size",
+    "conv_window",
+    "count_of",
+    "int_of",
+    "kernel_extent",
+    "pool_window",
+    "resolve_padding",
+    "shape_of",
+    "sizes_of",
+    "tiles",
+    "transposed_window",
+]
