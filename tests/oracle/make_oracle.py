@@ -575,7 +575,7 @@ def normalization():
             yield batch_norm_case(name, base, training, True, **options)
     yield batch_norm_case("no_running", base, True, True, running=False)
     yield batch_norm_case("empty_batch", (0, 2, 3, 3), False, True)
-    yield batch_norm_case("far_from_zero", base, True, True, shift=1024.0)
+    yield batch_norm_case("far_from_zero", base, True, True, shift=16.0)
     yield batch_norm_case("constant_channel", base, True, True, constant=True)
     for layout in LAYOUTS:
         for training in (True, False):
@@ -619,8 +619,12 @@ def losses():
     yield cross_entropy_case("smoothing_one", (4, 3), label_smoothing=1.0)
     yield cross_entropy_case("far_apart", (4, 3), scale=300.0)
     yield cross_entropy_case("volume", (2, 3, 2, 1, 2), reduction="none")
-    for reduction in ("sum", "none"):
+    yield cross_entropy_case("impossible_class", (4, 3), impossible=True)
+    for reduction in ("mean", "sum", "none"):
         yield cross_entropy_case(f"empty_batch-{reduction}", (0, 3), reduction=reduction)
+        yield cross_entropy_case(
+            f"all_ignored-{reduction}", (1, 3, 2), ignore_index=-100, reduction=reduction
+        )
     for layout in ("batch_last", "reversed"):
         yield cross_entropy_case("layout", (5, 4, 2, 3), layout=layout)
     for shape, reduction in itertools.product(
@@ -639,12 +643,19 @@ def losses():
     yield binary_case("empty_batch-sum", (0, 4), None, True, "sum")
 
 
-def cross_entropy_case(name, shape, weighted=False, *, layout=None, scale=1.0, **kw):
+def cross_entropy_case(
+    name, shape, weighted=False, *, layout=None, scale=1.0, impossible=False, **kw
+):
     case = Case("softmax_cross_entropy", name, layout, **kw)
-    logits = case.give("logits", scale * case.rng.integers(-96, 97, shape) / 32)
+    values = scale * case.rng.integers(-96, 97, shape) / 32
     labels = case.rng.integers(0, shape[1], (shape[0], *shape[2:]))
+    if impossible:
+        values[labels != 1, 1] = -np.inf
+    logits = case.give("logits", values)
     ignore = kw.get("ignore_index")
-    if ignore == -100:
+    if name.startswith("all_ignored"):
+        labels[...] = ignore
+    elif ignore == -100:
         labels.reshape(-1)[::3] = ignore
     elif ignore is not None:
         labels.reshape(-1)[0], labels.reshape(-1)[1] = ignore, (ignore + 1) % shape[1]

@@ -1,0 +1,30 @@
+"""Shared set-up: the backends to test on, a header that names them, deterministic Hypothesis."""
+
+import platform
+
+import hypothesis
+import numpy as np
+import pytest
+
+from arraycnn.backends import Backend, available_backends, get_backend
+
+hypothesis.settings.register_profile("deterministic", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("deterministic")
+
+BACKENDS = [name for name in ("cpu", "cuda") if name in available_backends()]
+
+
+def pytest_report_header() -> list[str]:
+    versions = f"Python {platform.python_version()}, NumPy {np.__version__}"
+    return [versions, *(f"backend {name}: {get_backend(name).describe()}" for name in BACKENDS)]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Every backend that can be used here, one after the other."""
+    return get_backend(request.param)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
