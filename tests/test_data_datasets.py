@@ -1,8 +1,11 @@
 """The embedded digits, and where MNIST and its relatives are looked for and downloaded from."""
 
 import hashlib
+import io
 import os
 import struct
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
@@ -254,6 +257,27 @@ def test_a_download_is_whole_and_announced(tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.err == f"downloading {url}/a/file (0.3 MB)\n"
     assert captured.out == ""
+
+
+def test_a_terminal_gets_a_progress_bar(tmp_path, monkeypatch):
+    pytest.importorskip("tqdm")
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with serve({"/file": CONTENT}) as (url, _):
+        fetch([f"{url}/"], "file", tmp_path, **EXPECTED)
+    assert "256k/256k" in sys.stderr.getvalue()
+
+
+def test_nothing_that_only_downloads_need_is_imported_before():
+    program = "import sys, arraycnn.data; print({'urllib.request', 'tqdm'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout == "set()\n"
 
 
 @pytest.mark.parametrize(

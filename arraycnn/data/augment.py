@@ -19,9 +19,9 @@ Transform: TypeAlias = Callable[[Array, np.random.Generator], Array]
 
 @dataclass(frozen=True)
 class RandomShift:
-    """Move each image by up to `pixels` in both directions, independently and uniformly.
+    """Move each image by up to ``pixels`` in both directions, independently and uniformly.
 
-    `fill` is the value of the pixels that move in at the border. Images are (N, C, H, W).
+    ``fill`` is the value of the pixels that move in at the border. Images are (N, C, H, W).
     """
 
     pixels: int
@@ -32,16 +32,16 @@ class RandomShift:
         real_of("fill", self.fill, minimum=-np.inf)
 
     def __call__(self, images: Array, rng: np.random.Generator) -> Array:
-        """Return the shifted images, (N, C, H, W). Raises ValueError for any other rank."""
+        """(N, C, H, W) -> the same shape. Raises ValueError for any other rank."""
         check_rank("images", images.shape, 2)
         return _random_windows(images, images.shape[2:], self.pixels, self.fill, rng)
 
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """Cut a window of `size` (an integer, or height and width) out of each image, uniformly.
+    """Cut a window of ``size`` (an integer, or height and width) out of each image, uniformly.
 
-    With `padding` the image is first surrounded by that many zero pixels on each side.
+    With ``padding`` the image is first surrounded by that many zero pixels on each side.
     """
 
     size: Size
@@ -66,7 +66,7 @@ class RandomCrop:
 
 @dataclass(frozen=True)
 class RandomFlip:
-    """Mirror each image left to right with probability `p`. Not for digits or letters."""
+    """Mirror each image left to right with probability ``p``. Not for digits or letters."""
 
     p: float = 0.5
 
@@ -103,10 +103,10 @@ class Compose:
 
 
 def resize(images: Array, size: Size) -> Array:
-    """Resize (N, C, H, W) images bilinearly to (N, C, *size); `size` is an integer or a pair.
+    """Resize (N, C, H, W) images bilinearly to (N, C, *size); ``size`` is an integer or a pair.
 
     Pixel centres lie at half-integers and the border is repeated, as in PyTorch's
-    `interpolate(mode="bilinear", align_corners=False)`: meant for enlarging, since shrinking by
+    ``interpolate(mode="bilinear", align_corners=False)``: meant for enlarging, since shrinking by
     more than 2 skips pixels. Raises TypeError for integer images, ValueError for another rank.
     """
     height, width = sizes_of("size", size, 2)
@@ -136,7 +136,7 @@ def _taps(old: int, new: int) -> tuple[Array, Array, Array]:
 def _random_windows(
     images: Array, size: tuple[int, ...], padding: int, fill: float, rng: np.random.Generator
 ) -> Array:
-    """One window of `size` per image, anywhere in the image with `padding` on each side."""
+    """One window of ``size`` per image, anywhere in the image with ``padding`` on each side."""
     count, channels, height, width = images.shape
     padded = np.full(
         (count, channels, height + 2 * padding, width + 2 * padding), fill, dtype=images.dtype

@@ -30,7 +30,7 @@ class _RemoteFile(NamedTuple):
 
 @dataclass(frozen=True)
 class _Source:
-    """Where one data set comes from; `name` is also the name of its folder."""
+    """Where one data set comes from; ``name`` is also the name of its folder."""
 
     name: str
     title: str
@@ -156,19 +156,16 @@ def digits() -> Dataset:
 def mnist(data_dir: str | os.PathLike[str] | None = None, *, download: bool = True) -> Dataset:
     """MNIST: 60,000 training and 10,000 test images of 28×28 pixels, ten digits.
 
-    The four IDX files (`train-images-idx3-ubyte` and so on, unpacked or .gz) are looked for in
-    `data_dir`, then in `$ARRAYCNN_DATA`, in both cases first in the subfolder `mnist`, then in
-    the cache `$XDG_CACHE_HOME/arraycnn/mnist` (`~/.cache/arraycnn/mnist`). If they are nowhere
-    and `download` is true, they are downloaded into `data_dir/mnist` or, without a `data_dir`,
-    into the cache, and compared with their published SHA-256.
+    The four IDX files (``train-images-idx3-ubyte`` and so on, unpacked or .gz) are looked for in
+    ``data_dir``, then in ``$ARRAYCNN_DATA``, in both cases first in the subfolder ``mnist``, then
+    in the cache ``$XDG_CACHE_HOME/arraycnn/mnist`` (``~/.cache/arraycnn/mnist``). If they are
+    nowhere and ``download`` is true, they are downloaded into ``data_dir/mnist`` or, without a
+    ``data_dir``, into the cache, and compared with their published SHA-256.
 
-    Raises
-    ------
-    FileNotFoundError
-        The files are nowhere and were not downloaded; the message names every place looked at,
-        every mirror tried, and where to put the files by hand.
-    ValueError
-        A file is damaged, or the files do not fit together.
+    Raises:
+        FileNotFoundError: the files are nowhere and were not downloaded; the message names every
+            place looked at, every mirror tried, and where to put the files by hand.
+        ValueError: a file is damaged, or the files do not fit together.
 
     Source: Y. LeCun, C. Cortes, C. Burges; LeCun et al., "Gradient-based learning applied to
     document recognition", Proc. IEEE 86 (1998).
@@ -181,7 +178,7 @@ def fashion_mnist(
 ) -> Dataset:
     """Fashion-MNIST: articles of clothing, of the sizes of MNIST; found like :func:`mnist`.
 
-    The subfolder is `fashion-mnist`. Source: H. Xiao, K. Rasul, R. Vollgraf, arXiv:1708.07747.
+    The subfolder is ``fashion-mnist``. Source: H. Xiao, K. Rasul, R. Vollgraf, arXiv:1708.07747.
     """
     return _load(_FASHION_MNIST, data_dir, download)
 
@@ -189,7 +186,7 @@ def fashion_mnist(
 def kmnist(data_dir: str | os.PathLike[str] | None = None, *, download: bool = True) -> Dataset:
     """Kuzushiji-MNIST: cursive Japanese, of the sizes of MNIST; found like :func:`mnist`.
 
-    The subfolder is `kmnist`; the class names are the transcribed characters. Source: T. Clanuwat
+    The subfolder is ``kmnist``; the class names are the transcribed characters. Source: T. Clanuwat
     et al., "Deep learning for classical Japanese literature", arXiv:1812.01718.
     """
     return _load(_KMNIST, data_dir, download)
@@ -225,14 +222,14 @@ def _load(source: _Source, data_dir: str | os.PathLike[str] | None, download: bo
 
 
 def _cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/arraycnn`, where a relative `$XDG_CACHE_HOME` counts as unset."""
+    """``$XDG_CACHE_HOME/arraycnn``, where a relative ``$XDG_CACHE_HOME`` counts as unset."""
     configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
     base = configured if configured.is_absolute() else Path("~/.cache").expanduser()
     return base / "arraycnn"
 
 
 def _find(source: _Source, folder: Path) -> tuple[list[Path], str]:
-    """The paths of the four files in `folder`, and what is wrong with them ("" if nothing)."""
+    """The paths of the four files in ``folder``, and what is wrong with them ("" if nothing)."""
     if not os.path.isdir(folder):
         return [], "no such folder"
     found = {}
@@ -252,8 +249,8 @@ def _find(source: _Source, folder: Path) -> tuple[list[Path], str]:
 
 
 def _download(source: _Source, folder: Path) -> str:
-    """Download what `folder` lacks; returns what went wrong ("" if nothing)."""
-    from arraycnn.data.download import DownloadError, fetch  # 25 ms that few runs need
+    """Download what ``folder`` lacks; returns what went wrong ("" if nothing)."""
+    from arraycnn.data.download import DownloadError, fetch  # imports urllib
 
     mirrors = list(source.mirrors)
     for name, remote in source.files.items():
@@ -271,7 +268,7 @@ def _download(source: _Source, folder: Path) -> str:
 
 
 def _read(paths: list[Path], class_names: tuple[str, ...], white: int) -> Dataset:
-    """Read the four files, in the order of _FILE_NAMES; grey level `white` becomes 1."""
+    """Read the four files, in the order of _FILE_NAMES; grey level ``white`` becomes 1."""
     train_images, train_labels = _read_part(paths[0], paths[1], len(class_names), white)
     test_images, test_labels = _read_part(paths[2], paths[3], len(class_names), white)
     if train_images.shape[1:] != test_images.shape[1:]:

@@ -35,12 +35,10 @@ def read_idx(path: str | os.PathLike[str]) -> Array:
     float32 or float64, of the shape that the file declares. No more memory is taken than the
     file really fills, whatever its header claims.
 
-    Raises
-    ------
-    ValueError
-        The file is not IDX, is cut short, goes on after its data, or its gzip stream is damaged.
-    OSError
-        The file cannot be opened.
+    Raises:
+        ValueError: the file is not IDX, is cut short, goes on after its data, or its gzip stream
+            is damaged.
+        OSError: the file cannot be opened.
     """
     name = os.fspath(path)
     with open(name, "rb") as file:
@@ -102,7 +100,7 @@ def _parse(name: str, file: BinaryIO | gzip.GzipFile) -> Array:
 
 
 def _read_up_to(file: BinaryIO | gzip.GzipFile, size: int) -> bytearray:
-    """Read `size` bytes, or what is there; grows with the data, so a false size costs nothing."""
+    """Read ``size`` bytes, or what is there; grows with the data, so a false size costs nothing."""
     content = bytearray()
     while len(content) < size:
         chunk = file.read(min(_CHUNK, size - len(content)))

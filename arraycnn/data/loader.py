@@ -12,38 +12,29 @@ from arraycnn.types import Array
 
 
 class DataLoader:
-    """Iterate over (images, labels) in batches of `batch_size`, as NumPy arrays.
+    """Iterate over (images, labels) in batches of ``batch_size``, as NumPy arrays.
 
-    Parameters
-    ----------
-    images, labels
-        NumPy arrays of equal, non-zero length; labels are integers. Batches are copies.
-    shuffle
-        A new order in each epoch: `default_rng(SeedSequence(seed, spawn_key=(epoch,)))` permutes
-        the indices.
-    drop_last
-        Leave out the last batch of an epoch if it is smaller than the others.
-    transform
-        `transform(images, rng) -> images`, applied to each batch with a generator of its own,
-        `default_rng(SeedSequence(seed, spawn_key=(epoch, batch index)))`. It runs in another
-        thread and must not change anything but its own arrays.
-    prefetch
-        Prepare the next batch in a background thread while the current one is used. The batches
-        are the same without.
+    Each ``for`` over the loader is one epoch. One that is left early ends its epoch too: the next
+    ``for`` begins the following epoch, with all its batches. Only after ``load_state_dict`` does a
+    ``for`` begin in the middle, at the batch after the last one delivered when the state was
+    saved. A state saved after the last batch, but inside the loop, therefore gives an empty
+    ``for`` first: what a program does at the end of an epoch is still to come. If loops over the
+    same loader are nested, the position is that of the one begun last.
 
-    Position
-    --------
-    Each `for` over the loader is one epoch. One that is left early ends its epoch too: the next
-    `for` begins the following epoch, with all its batches. Only after `load_state_dict` does a
-    `for` begin in the middle, at the batch after the last one delivered when the state was saved.
-    A state saved after the last batch, but inside the loop, therefore gives an empty `for` first:
-    what a program does at the end of an epoch is still to come. If loops over the same loader are
-    nested, the position is that of the one begun last.
+    Args:
+        images, labels: NumPy arrays of equal, non-zero length; labels are integers. The batches
+            are copies.
+        shuffle: a new order in each epoch, the permutation drawn by
+            ``default_rng(SeedSequence(seed, spawn_key=(epoch,)))``.
+        drop_last: leave out the last batch of an epoch if it is smaller than the others.
+        transform: ``transform(images, rng) -> images``, applied to each batch with a generator of
+            its own, ``default_rng(SeedSequence(seed, spawn_key=(epoch, batch index)))``. It runs
+            in another thread and must change nothing but its own arrays.
+        prefetch: prepare the next batch in a background thread while the current one is used. The
+            batches are the same without.
 
-    Raises
-    ------
-    TypeError, ValueError
-        An argument is not as described.
+    Raises:
+        TypeError, ValueError: an argument is not as described.
     """
 
     def __init__(
@@ -112,12 +103,10 @@ class DataLoader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a position saved by :meth:`state_dict`, with exactly the same batches.
 
-        Raises
-        ------
-        TypeError, ValueError
-            The state lacks an entry, does not come from a loader with the same number of images,
-            batch size, seed, shuffle and drop_last, or is no position in an epoch. Nothing is
-            changed then.
+        Raises:
+            TypeError, ValueError: the state lacks an entry, does not come from a loader with the
+                same number of images, batch size, seed, shuffle and drop_last, or is no position
+                in an epoch. Nothing is changed then.
         """
         fingerprint = self._fingerprint()
         missing = [key for key in ("epoch", "batch", *fingerprint) if key not in state]
@@ -168,7 +157,7 @@ class DataLoader:
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
 
     def _batches(self, epoch: int, first: int) -> Iterator[tuple[Array, Array]]:
-        """The batches of an epoch from the `first` one on."""
+        """The batches of an epoch from the ``first`` one on."""
         count = len(self.images)
         order = self._rng(epoch).permutation(count) if self.shuffle else np.arange(count)
         if not self.prefetch:
