@@ -1,0 +1,56 @@
+"""Limits on gradients, applied between backward and the optimizer's step."""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from arraycnn.backends import backend_of
+from arraycnn.layers.base import Parameter
+from arraycnn.optim.base import parameter_list
+from arraycnn.scalars import real_of
+from arraycnn.types import Array
+
+
+def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
+    """Scale all gradients together so that their Euclidean norm is at most ``max_norm``.
+
+    Returns the norm before scaling, over all parameters that have a gradient (0.0 if none has).
+    It is accumulated in float64 and in a fixed order. If it is NaN or infinite the gradients are
+    left as they are: look at the returned norm, and skip the update.
+
+    Raises:
+        ValueError, TypeError: ``max_norm`` is not a finite number above 0, or ``parameters`` are
+            not distinct `Parameter` objects of one backend.
+    """
+    max_norm = real_of("max_norm", max_norm, positive=True)
+    active = _with_gradients(parameters)
+    if not active:
+        return 0.0
+    xp = backend_of(*(grad for _, grad in active)).xp
+    squares = [xp.sum(xp.square(grad, dtype=np.float64)) for _, grad in active]
+    norm = math.sqrt(float(xp.sum(xp.stack(squares))))
+    if math.isfinite(norm) and norm > max_norm:
+        for parameter, grad in active:
+            parameter.grad = xp.asarray(grad * (max_norm / norm))
+    return norm
+
+
+def clip_grad_value(parameters: Iterable[Parameter], max_value: float) -> None:
+    """Limit every element of every gradient to [-max_value, max_value]; a NaN stays NaN.
+
+    Raises:
+        ValueError, TypeError: ``max_value`` is not a finite number above 0, or ``parameters`` are
+            not distinct `Parameter` objects of one backend.
+    """
+    max_value = real_of("max_value", max_value, positive=True)
+    active = _with_gradients(parameters)
+    if not active:
+        return
+    xp = backend_of(*(grad for _, grad in active)).xp
+    for parameter, grad in active:
+        parameter.grad = xp.asarray(xp.clip(grad, -max_value, max_value))
+
+
+def _with_gradients(parameters: Iterable[Parameter]) -> list[tuple[Parameter, Array]]:
+    return [(p, p.grad) for p in parameter_list(parameters) if p.grad is not None]
