@@ -87,6 +87,13 @@ class ConvolutionPrimitives(Layout):
         self._add_columns(padded, columns, window, everything)
         return self.unpadded(padded, window)
 
+    def workspace_bytes(self, window: Window, batch: int, channels: int, dtype: Any) -> int:
+        """Bytes of the column matrix that a convolution over ``window`` makes at a time."""
+        if window.is_pointwise:
+            return 0
+        column = channels * window.taps * int(dtype.itemsize)
+        return min(window.positions * batch, self._tile_length(column)) * column
+
     def _column_tiles(self, x: Array, window: Window, groups: int) -> Iterator[tuple[slice, Array]]:
         """Runs of consecutive output elements and their columns (G, C/G·taps, run)."""
         batch, channels = x.shape[:2]
@@ -107,12 +114,13 @@ class ConvolutionPrimitives(Layout):
         self, window: Window, batch: int, channels: int, dtype: Any
     ) -> Iterator[tuple[Tile, slice]]:
         """Tiles of the output (*out, N) with the run of elements that each one covers."""
+        if not batch:
+            return
         length = self._tile_length(channels * window.taps * dtype.itemsize)
         start = 0
         for tile in tiles((*window.output_size, batch), length):
             size = math.prod(part.stop - part.start for part in tile)
-            if size:
-                yield tile, slice(start, start + size)
+            yield tile, slice(start, start + size)
             start += size
 
     def _tile_length(self, column_bytes: int) -> int:

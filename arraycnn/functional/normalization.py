@@ -29,7 +29,7 @@ def batch_norm(
             statistics outside training; one value per channel, or none, in training.
     """
     backend = _enter(x, running_mean, running_var, weight, bias)
-    momentum, eps = probability("momentum", momentum), _eps(eps)
+    momentum, eps = probability("momentum", momentum), positive_eps(eps)
     x = backend.batch_last(x)
     if training:
         check_batch(x)
@@ -64,7 +64,7 @@ def batch_norm_grad(
     backend = _enter(x, running_mean, running_var, weight, None)
     enter(x=x, grad_output=grad_output)
     check_shape("grad_output", grad_output.shape, x.shape, "like x")
-    eps = _eps(eps)
+    eps = positive_eps(eps)
     x, grad_output = backend.batch_last(x), backend.batch_last(grad_output)
     if training:
         check_batch(x)
@@ -144,7 +144,8 @@ def _running(mean: Array | None, var: Array | None) -> tuple[Array, Array]:
     return mean, var
 
 
-def _eps(eps: float) -> float:
+def positive_eps(eps: float) -> float:
+    """``eps`` as a float, refused if negative."""
     eps = real_number("eps", eps)
     if eps < 0:
         raise ValueError(f"eps must not be negative, got {eps}")

@@ -242,7 +242,7 @@ def adaptive_max_pool2d_grad(x: Array, output_size: Size, grad_output: Array) ->
 def _adaptive_windows(
     input_size: Shape, output_size: Shape
 ) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...], Window]]:
-    """For each output position: its place in y, its region of x, and the window over that region."""
+    """For each output position: its place in y, its region of x, and the window over that."""
     rows, columns = map(adaptive_bounds, input_size, output_size)
     for i, (top, bottom) in enumerate(rows):
         for j, (left, right) in enumerate(columns):

@@ -1,1 +1,76 @@
+"""Layers: parameters, configuration and a forward that returns its own backward."""
 
+from arraycnn.layers.activation import (
+    ELU,
+    GELU,
+    SELU,
+    LeakyReLU,
+    ReLU,
+    Sigmoid,
+    Softmax,
+    Softplus,
+    Tanh,
+)
+from arraycnn.layers.base import Backward, Buffer, Layer, Parameter
+from arraycnn.layers.container import Residual, Sequential
+from arraycnn.layers.conv import (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+)
+from arraycnn.layers.dense import Dense, Flatten
+from arraycnn.layers.lenet import ConstantPad2d, PartialConv2d, ScaledTanh, UnitBias
+from arraycnn.layers.normalization import BatchNorm, Dropout
+from arraycnn.layers.pooling import (
+    AdaptiveAvgPool2d,
+    AvgPool1d,
+    AvgPool2d,
+    AvgPool3d,
+    GlobalAvgPool,
+    MaxPool1d,
+    MaxPool2d,
+    MaxPool3d,
+)
+
+__all__ = [
+    "ELU",
+    "GELU",
+    "SELU",
+    "AdaptiveAvgPool2d",
+    "AvgPool1d",
+    "AvgPool2d",
+    "AvgPool3d",
+    "Backward",
+    "BatchNorm",
+    "Buffer",
+    "ConstantPad2d",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+    "Dense",
+    "Dropout",
+    "Flatten",
+    "GlobalAvgPool",
+    "Layer",
+    "LeakyReLU",
+    "MaxPool1d",
+    "MaxPool2d",
+    "MaxPool3d",
+    "Parameter",
+    "PartialConv2d",
+    "ReLU",
+    "Residual",
+    "ScaledTanh",
+    "Sequential",
+    "Sigmoid",
+    "Softmax",
+    "Softplus",
+    "Tanh",
+    "UnitBias",
+]

@@ -1,0 +1,184 @@
+"""Layers made of layers."""
+
+from collections.abc import Iterator
+from typing import Any, overload
+
+from arraycnn.backends import BackendLike, get_backend
+from arraycnn.layers.base import Backward, Layer
+from arraycnn.random import seed_of
+from arraycnn.types import Array, Shape
+
+
+class Sequential(Layer):
+    """Layers one after the other; backward goes through them in reverse.
+
+    Args:
+        layers: at least one. They become part of this network: moved to its backend.
+        seed: if given, every parameter inside is drawn anew from it, and dropout seeded; the same
+            seed gives the same network on every backend. None leaves the layers as they are.
+        backend: where to move the layers; None leaves them where they are, if they agree.
+
+    Raises:
+        TypeError: something that is not a layer. ValueError: no layers, or on different backends.
+    """
+
+    def __init__(
+        self, *layers: Layer, seed: int | None = None, backend: BackendLike | None = None
+    ) -> None:
+        for index, layer in enumerate(layers):
+            if not isinstance(layer, Layer):
+                raise TypeError(
+                    f"Sequential takes layers, got {layer!r} at position {index}; pass them as "
+                    "Sequential(a, b, ...), and instances, not classes"
+                )
+        if not layers:
+            raise ValueError("Sequential needs at least one layer")
+        self.layers = layers
+        adopt(self, seed, backend)
+
+    def forward(self, x: Array) -> tuple[Array, Backward]:
+        _, y = self.receive(x)
+        backwards = []
+        for layer in self.layers:
+            y, backward = layer.forward(y)
+            backwards.append(backward)
+        first_trained = next(
+            (i for i, layer in enumerate(self.layers) if layer.parameters()), len(backwards)
+        )
+
+        def backward_all(grad_y: Array, *, input_grad: bool = True) -> Array | None:
+            grad = grad_y
+            for index in reversed(range(len(backwards))):
+                if not input_grad and index <= first_trained:
+                    if index == first_trained:
+                        backwards[index](grad, input_grad=False)
+                    return None
+                grad = backwards[index](grad)
+            return grad
+
+        return y, backward_all
+
+    def __call__(self, x: Array) -> Array:
+        _, y = self.receive(x)
+        for layer in self.layers:
+            y = layer(y)
+        return y
+
+    def children(self) -> Iterator[tuple[str, Layer]]:
+        return ((str(index), layer) for index, layer in enumerate(self.layers))
+
+    def leaves(self, input_shape: Shape) -> Iterator[tuple[str, Layer, Shape]]:
+        for name, layer in self.children():
+            for inner, leaf, shape in layer.leaves(input_shape):
+                yield (f"{name}.{inner}" if inner else name), leaf, shape
+            input_shape = layer.output_shape(input_shape)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        for layer in self.layers:
+            input_shape = layer.output_shape(input_shape)
+        return tuple(input_shape)
+
+    def multiply_adds(self, input_shape: Shape) -> int:
+        return sum(leaf.multiply_adds(shape) for _, leaf, shape in self.leaves(input_shape))
+
+    def config(self) -> dict[str, Any]:
+        return {"layers": self.layers}
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    @overload
+    def __getitem__(self, index: int) -> Layer: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Sequential": ...
+    def __getitem__(self, index: int | slice) -> "Layer | Sequential":
+        """A layer, or a Sequential of a slice of them; the parameters are shared."""
+        part = self.layers[index]
+        return part if isinstance(part, Layer) else Sequential(*part)
+
+    def __repr__(self) -> str:
+        return f"Sequential({', '.join(map(repr, self.layers))})"
+
+
+class Residual(Layer):
+    """y = body(x) + shortcut(x), by default x itself (He et al., "Deep residual learning", 2016).
+
+    Args:
+        body, shortcut: layers with outputs of the same shape; ``shortcut=None`` is the identity.
+        seed, backend: as for `Sequential`.
+    """
+
+    def __init__(
+        self,
+        body: Layer,
+        shortcut: Layer | None = None,
+        *,
+        seed: int | None = None,
+        backend: BackendLike | None = None,
+    ) -> None:
+        for name, layer in (("body", body), ("shortcut", shortcut)):
+            if not isinstance(layer, Layer) and not (name == "shortcut" and layer is None):
+                raise TypeError(f"{name} must be a layer, got {layer!r}")
+        self.body = body
+        self.shortcut = shortcut
+        adopt(self, seed, backend)
+
+    def forward(self, x: Array) -> tuple[Array, Backward]:
+        _, x = self.receive(x)
+        self._check(x.shape)
+        y, body_backward = self.body.forward(x)
+        if self.shortcut is None:
+            return y + x, lambda grad_y: body_backward(grad_y) + grad_y
+        z, shortcut_backward = self.shortcut.forward(x)
+        return y + z, lambda grad_y: body_backward(grad_y) + shortcut_backward(grad_y)
+
+    def __call__(self, x: Array) -> Array:
+        _, x = self.receive(x)
+        self._check(x.shape)
+        return self.body(x) + (x if self.shortcut is None else self.shortcut(x))
+
+    def leaves(self, input_shape: Shape) -> Iterator[tuple[str, Layer, Shape]]:
+        for name, layer in self.children():
+            for inner, leaf, shape in layer.leaves(input_shape):
+                yield (f"{name}.{inner}" if inner else name), leaf, shape
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return self._check(input_shape)
+
+    def multiply_adds(self, input_shape: Shape) -> int:
+        return sum(leaf.multiply_adds(shape) for _, leaf, shape in self.leaves(input_shape))
+
+    def _check(self, input_shape: Shape) -> Shape:
+        body = self.body.output_shape(input_shape)
+        other = tuple(input_shape)
+        if self.shortcut is not None:
+            other = self.shortcut.output_shape(input_shape)
+        if body != other:
+            raise ValueError(
+                f"Residual adds body and shortcut, but for x of shape {tuple(input_shape)} they "
+                f"give {body} and {other}; give shortcut a layer that makes them equal, e.g. a "
+                "1×1 convolution with the body's stride and channels"
+            )
+        return body
+
+
+def adopt(container: Layer, seed: int | None, backend: BackendLike | None) -> None:
+    """Bring a container's layers to one backend, and initialise them if there is a seed."""
+    inner = [layer.backend for _, layer in container.named_layers() if layer.backend is not None]
+    if backend is None:
+        names = sorted({found.name for found in inner})
+        if len(names) > 1:
+            raise ValueError(
+                f"the layers are on different backends, {' and '.join(names)}; say which one to "
+                f"use, e.g. backend={names[0]!r}"
+            )
+        backend = inner[0] if inner else None
+    else:
+        backend = get_backend(backend)
+    if backend is not None:
+        container.to(backend)
+    if seed is not None:
+        container.initialize(seed_of(seed))

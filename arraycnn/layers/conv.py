@@ -1,0 +1,253 @@
+"""Convolution and transposed convolution layers for 1, 2 and 3 dimensions."""
+
+import math
+from typing import Any, ClassVar
+
+from arraycnn.backends import Backend, BackendLike, get_backend
+from arraycnn.geometry import (
+    Padding,
+    Size,
+    Window,
+    check_conv_shapes,
+    check_groups,
+    check_transposed_shapes,
+    conv_window,
+    count_of,
+    resolve_padding,
+    sizes_of,
+    transposed_window,
+)
+from arraycnn.init import check_init, initial_weight
+from arraycnn.layers.base import Backward, Layer, Parameter, float_dtype, receive_grad
+from arraycnn.random import seed_of
+from arraycnn.types import Array, Shape
+
+
+class ConvBase(Layer):
+    """What convolutions and transposed convolutions share: kernels, bias and their gradients."""
+
+    ndim: ClassVar[int]
+    transposed: ClassVar[bool] = False
+    backend: Backend
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        *,
+        stride: Size,
+        padding: Padding,
+        dilation: Size,
+        groups: int,
+        bias: bool,
+        init: str,
+        seed: int | None,
+        backend: BackendLike,
+        dtype: Any,
+    ) -> None:
+        self.in_channels = count_of("in_channels", in_channels)
+        self.out_channels = count_of("out_channels", out_channels)
+        self.kernel_size = sizes_of("kernel_size", kernel_size, self.ndim)
+        self.stride = sizes_of("stride", stride, self.ndim)
+        self.padding = padding
+        self.dilation = sizes_of("dilation", dilation, self.ndim)
+        self.groups = check_groups(groups, self.in_channels, self.out_channels)
+        check_init(init)
+        self.init = init
+        self.backend = get_backend(backend)
+        dtype = float_dtype(dtype)
+        sizes = self.kernel_size, self.kernel_size, self.stride, self.dilation
+        resolve_padding(padding, *sizes)  # refuses what no input could make valid
+        rows, columns = self.out_channels, self.in_channels
+        if self.transposed:
+            rows, columns = columns, rows
+        shape = (rows, columns // self.groups, *self.kernel_size)
+        self.weight = Parameter(self.backend.xp.empty(shape, dtype))
+        self.bias = Parameter(self.backend.xp.empty(self.out_channels, dtype)) if bias else None
+        self.initialize(seed_of(seed))
+
+    def initialize(self, seed: int) -> None:
+        taps = math.prod(self.kernel_size)
+        fan_in, fan_out = (
+            channels // self.groups * taps for channels in (self.in_channels, self.out_channels)
+        )
+        weight = initial_weight(self.init, self.weight.shape, fan_in, fan_out, seed)
+        self.weight.data[...] = self.backend.asarray(weight, self.weight.dtype)
+        if self.bias is not None:
+            self.bias.data[...] = 0
+
+
+class Conv(ConvBase):
+    """n-d convolution (cross-correlation) h = K v + b; see `functional.conv2d`.
+
+    Args:
+        in_channels, out_channels, kernel_size: of the weight (out, in // groups, *kernel).
+        stride, padding, dilation, groups: as in `functional.conv2d`.
+        bias: whether to add one value per output channel.
+        init: initial weights, see `arraycnn.init`; the bias starts at 0.
+        seed: of the initial weights; None draws a fresh one.
+        backend, dtype: where the parameters live, and their float type.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        *,
+        stride: Size = 1,
+        padding: Padding = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        init: str = "he_normal",
+        seed: int | None = None,
+        backend: BackendLike = "cpu",
+        dtype: Any = "float32",
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride=stride, padding=padding,
+            dilation=dilation, groups=groups, bias=bias, init=init, seed=seed, backend=backend,
+            dtype=dtype,
+        )  # fmt: skip
+
+    def forward(self, x: Array) -> tuple[Array, Backward]:
+        backend, x = self.receive(x)
+        window = self._window(x.shape)
+        x = backend.batch_last(x)
+        weight, bias, groups = self.weight, self.bias, self.groups
+        h = backend.convolution(x, weight.data, bias and bias.data, window, groups)
+
+        def backward(grad_h: Array, *, input_grad: bool = True) -> Array | None:
+            delta = backend.batch_last(receive_grad(backend, grad_h, h))
+            weight.add_grad(backend.convolution_weight_grad(x, delta, weight.shape, window, groups))
+            if bias is not None:
+                bias.add_grad(backend.channel_sum(delta))
+            if not input_grad:
+                return None
+            return backend.convolution_input_grad(delta, weight.data, window, groups)
+
+        return h, backward
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return (input_shape[0], self.out_channels, *self._window(input_shape).output_size)
+
+    def multiply_adds(self, input_shape: Shape) -> int:
+        return math.prod(self.output_shape(input_shape)) * math.prod(self.weight.shape[1:])
+
+    def workspace_bytes(self, input_shape: Shape) -> int:
+        window = self._window(input_shape)
+        return self.backend.workspace_bytes(window, input_shape[0], self.in_channels, self.dtype)
+
+    def _window(self, input_shape: Shape) -> Window:
+        shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+        check_conv_shapes(input_shape, shape, self.groups, self.ndim)
+        return conv_window(
+            input_shape[2:], self.kernel_size, stride=self.stride, padding=self.padding,
+            dilation=self.dilation,
+        )  # fmt: skip
+
+
+class ConvTranspose(ConvBase):
+    """n-d transposed convolution; see `functional.conv_transpose2d`.
+
+    Args:
+        output_padding: extra size after the end, smaller than stride or dilation.
+        others: as `Conv`; the weight is (in, out // groups, *kernel).
+    """
+
+    transposed = True
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        *,
+        stride: Size = 1,
+        padding: Padding = 0,
+        output_padding: Size = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        init: str = "he_normal",
+        seed: int | None = None,
+        backend: BackendLike = "cpu",
+        dtype: Any = "float32",
+    ) -> None:
+        self.output_padding = sizes_of("output_padding", output_padding, self.ndim, minimum=0)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride=stride, padding=padding,
+            dilation=dilation, groups=groups, bias=bias, init=init, seed=seed, backend=backend,
+            dtype=dtype,
+        )  # fmt: skip
+
+    def forward(self, x: Array) -> tuple[Array, Backward]:
+        backend, x = self.receive(x)
+        window = self._window(x.shape)
+        x = backend.batch_last(x)
+        weight, bias, groups = self.weight, self.bias, self.groups
+        h = backend.convolution_input_grad(x, weight.data, window, groups)
+        if bias is not None:
+            h += bias.data.reshape(-1, *(1,) * self.ndim)
+
+        def backward(grad_h: Array, *, input_grad: bool = True) -> Array | None:
+            delta = backend.batch_last(receive_grad(backend, grad_h, h))
+            weight.add_grad(backend.convolution_weight_grad(delta, x, weight.shape, window, groups))
+            if bias is not None:
+                bias.add_grad(backend.channel_sum(delta))
+            if not input_grad:
+                return None
+            return backend.convolution(delta, weight.data, None, window, groups)
+
+        return h, backward
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return (input_shape[0], self.out_channels, *self._window(input_shape).input_size)
+
+    def multiply_adds(self, input_shape: Shape) -> int:
+        self._window(input_shape)
+        return math.prod(input_shape) * math.prod(self.weight.shape[1:])
+
+    def workspace_bytes(self, input_shape: Shape) -> int:
+        window = self._window(input_shape)
+        return self.backend.workspace_bytes(window, input_shape[0], self.out_channels, self.dtype)
+
+    def _window(self, input_shape: Shape) -> Window:
+        shape = (self.in_channels, self.out_channels // self.groups, *self.kernel_size)
+        check_transposed_shapes(input_shape, shape, self.groups, self.ndim)
+        return transposed_window(
+            input_shape[2:], self.kernel_size, stride=self.stride, padding=self.padding,
+            output_padding=self.output_padding, dilation=self.dilation,
+        )  # fmt: skip
+
+
+class Conv1d(Conv):
+    __doc__ = Conv.__doc__
+    ndim = 1
+
+
+class Conv2d(Conv):
+    __doc__ = Conv.__doc__
+    ndim = 2
+
+
+class Conv3d(Conv):
+    __doc__ = Conv.__doc__
+    ndim = 3
+
+
+class ConvTranspose1d(ConvTranspose):
+    __doc__ = ConvTranspose.__doc__
+    ndim = 1
+
+
+class ConvTranspose2d(ConvTranspose):
+    __doc__ = ConvTranspose.__doc__
+    ndim = 2
+
+
+class ConvTranspose3d(ConvTranspose):
+    __doc__ = ConvTranspose.__doc__
+    ndim = 3

@@ -1,0 +1,101 @@
+"""The dense layer and what leads to it."""
+
+import math
+from typing import Any
+
+from arraycnn.backends import Backend, BackendLike, get_backend
+from arraycnn.functional.dense import check_dense
+from arraycnn.geometry import count_of
+from arraycnn.init import check_init, initial_weight
+from arraycnn.layers.base import Backward, Layer, Parameter, float_dtype, receive_grad
+from arraycnn.random import seed_of
+from arraycnn.types import Array, Shape
+
+
+class Dense(Layer):
+    """h = K v + b for every sample v: (N, in_features) → (N, out_features).
+
+    Args:
+        in_features, out_features: of the weight (out_features, in_features).
+        bias: whether to add one value per output feature.
+        init: initial weights, see `arraycnn.init`; the bias starts at 0.
+        seed: of the initial weights; None draws a fresh one.
+        backend, dtype: where the parameters live, and their float type.
+    """
+
+    backend: Backend
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        init: str = "he_normal",
+        seed: int | None = None,
+        backend: BackendLike = "cpu",
+        dtype: Any = "float32",
+    ) -> None:
+        self.in_features = count_of("in_features", in_features)
+        self.out_features = count_of("out_features", out_features)
+        check_init(init)
+        self.init = init
+        self.backend = get_backend(backend)
+        dtype = float_dtype(dtype)
+        self.weight = Parameter(self.backend.xp.empty((self.out_features, self.in_features), dtype))
+        self.bias = Parameter(self.backend.xp.empty(self.out_features, dtype)) if bias else None
+        self.initialize(seed_of(seed))
+
+    def initialize(self, seed: int) -> None:
+        weight = initial_weight(
+            self.init, self.weight.shape, self.in_features, self.out_features, seed
+        )
+        self.weight.data[...] = self.backend.asarray(weight, self.weight.dtype)
+        if self.bias is not None:
+            self.bias.data[...] = 0
+
+    def forward(self, x: Array) -> tuple[Array, Backward]:
+        backend, v = self.receive(x)
+        weight, bias = self.weight, self.bias
+        check_dense(v, weight.data)
+        h = backend.dense(v, weight.data, bias and bias.data)
+
+        def backward(grad_h: Array, *, input_grad: bool = True) -> Array | None:
+            delta = receive_grad(backend, grad_h, h)
+            weight.add_grad(backend.dense_weight_grad(v, delta))
+            if bias is not None:
+                bias.add_grad(backend.channel_sum(delta))
+            return backend.dense_input_grad(delta, weight.data) if input_grad else None
+
+        return h, backward
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        if len(input_shape) != 2 or input_shape[1] != self.in_features:
+            raise ValueError(
+                f"Dense({self.in_features}, {self.out_features}) expects (N, {self.in_features}), "
+                f"got {tuple(input_shape)}; flatten images first, and check in_features"
+            )
+        return (input_shape[0], self.out_features)
+
+    def multiply_adds(self, input_shape: Shape) -> int:
+        return math.prod(self.output_shape(input_shape)) * self.in_features
+
+
+class Flatten(Layer):
+    """(N, C, *S) → (N, C·L); a view in batch-last memory."""
+
+    def forward(self, x: Array) -> tuple[Array, Backward]:
+        backend, x = self.receive(x)
+        x = backend.batch_last(x)
+        y = x.reshape(self.output_shape(x.shape))
+
+        def backward(grad_y: Array) -> Array:
+            delta = receive_grad(backend, grad_y, y)
+            return backend.batch_last(delta).reshape(x.shape)
+
+        return y, backward
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        if len(input_shape) < 2:
+            raise ValueError(f"Flatten expects (N, C, ...), got shape {tuple(input_shape)}")
+        return (input_shape[0], math.prod(input_shape[1:]))

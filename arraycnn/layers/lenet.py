@@ -1,0 +1,196 @@
+"""What LeCun's 1989 network has and today's layers do not.
+
+LeCun et al., "Backpropagation applied to handwritten zip code recognition", Neural Computation
+1(4), 1989: weights are shared but biases are not, a feature map sees only some of the maps below,
+the border is filled with the background's value, and the squashing function is a scaled tanh.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from arraycnn.backends import Backend, BackendLike, get_backend
+from arraycnn.geometry import (
+    Padding,
+    Size,
+    Window,
+    check_conv_shapes,
+    check_rank,
+    check_shape,
+    conv_window,
+    count_of,
+    resolve_padding,
+    shape_of,
+    sizes_of,
+)
+from arraycnn.init import check_init, initial_weight
+from arraycnn.layers.activation import Activation
+from arraycnn.layers.base import Backward, Layer, Parameter, float_dtype, receive_grad
+from arraycnn.random import seed_of
+from arraycnn.types import Array, Shape
+
+
+class ConstantPad2d(Layer):
+    """Puts a border of ``value`` around each plane.
+
+    Args:
+        padding: an int, one per dimension, or one (before, after) pair per dimension.
+    """
+
+    def __init__(self, padding: Padding, value: float = 0.0) -> None:
+        self.padding = padding
+        self.value = float(value)
+        self._pairs = resolve_padding(padding, (1, 1), (1, 1))
+
+    def forward(self, x: Array) -> tuple[Array, Backward]:
+        backend, x = self.receive(x)
+        (top, _), (left, _) = self._pairs
+        inner = (..., slice(top, top + x.shape[2]), slice(left, left + x.shape[3]))
+        y = backend.empty(self.output_shape(x.shape), x.dtype)
+        y[...] = self.value
+        y[inner] = x
+        return y, lambda grad_y: receive_grad(backend, grad_y, y)[inner]
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        check_rank("x", input_shape, 2)
+        sizes = zip(input_shape[2:], self._pairs, strict=True)
+        return (*input_shape[:2], *(size + before + after for size, (before, after) in sizes))
+
+
+class PartialConv2d(Layer):
+    """A convolution in which each output channel sees only some input channels; no bias.
+
+    The weight is (out_channels, sources, *kernel): only connections that exist are stored.
+
+    Args:
+        in_channels, kernel_size, stride: as `Conv2d`.
+        connections: for each output channel the input channels it sees, equally many for all.
+        init, seed, backend, dtype: as `Conv2d`.
+    """
+
+    backend: Backend
+
+    def __init__(
+        self,
+        in_channels: int,
+        kernel_size: Size,
+        *,
+        connections: Sequence[Sequence[int]],
+        stride: Size = 1,
+        init: str = "he_normal",
+        seed: int | None = None,
+        backend: BackendLike = "cpu",
+        dtype: Any = "float32",
+    ) -> None:
+        self.in_channels = count_of("in_channels", in_channels)
+        self.kernel_size = sizes_of("kernel_size", kernel_size, 2)
+        self.stride = sizes_of("stride", stride, 2)
+        self.connections = tuple(map(tuple, connections))
+        if len({len(sources) for sources in self.connections}) != 1 or not all(
+            0 <= source < self.in_channels for sources in self.connections for source in sources
+        ):
+            raise ValueError(
+                f"connections must name, for each output channel, the same number of the "
+                f"{in_channels} input channels, got {connections!r}"
+            )
+        check_init(init)
+        self.init = init
+        self.backend = get_backend(backend)
+        shape = (len(self.connections), len(self.connections[0]), *self.kernel_size)
+        self.weight = Parameter(self.backend.xp.empty(shape, float_dtype(dtype)))
+        self.initialize(seed_of(seed))
+
+    def initialize(self, seed: int) -> None:
+        outputs, sources, *kernel = self.weight.shape
+        fan_in, fan_out = sources * math.prod(kernel), outputs * math.prod(kernel)
+        weight = initial_weight(self.init, self.weight.shape, fan_in, fan_out, seed)
+        self.weight.data[...] = self.backend.asarray(weight, self.weight.dtype)
+
+    def forward(self, x: Array) -> tuple[Array, Backward]:
+        backend, x = self.receive(x)
+        window = self._window(x.shape)
+        x = backend.batch_last(x)
+        weight = self.weight
+        outputs, _, *kernel = weight.shape
+        full = backend.xp.zeros((outputs, self.in_channels, *kernel), weight.dtype)
+        place = backend.asarray([[o] for o in range(outputs)]), backend.asarray(self.connections)
+        full[place] = weight.data
+        h = backend.convolution(x, full, None, window, 1)
+
+        def backward(grad_h: Array, *, input_grad: bool = True) -> Array | None:
+            delta = backend.batch_last(receive_grad(backend, grad_h, h))
+            grad = backend.convolution_weight_grad(x, delta, full.shape, window, 1)
+            weight.add_grad(grad[place])
+            return backend.convolution_input_grad(delta, full, window, 1) if input_grad else None
+
+        return h, backward
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return (input_shape[0], len(self.connections), *self._window(input_shape).output_size)
+
+    def multiply_adds(self, input_shape: Shape) -> int:
+        return math.prod(self.output_shape(input_shape)) * math.prod(self.weight.shape[1:])
+
+    def workspace_bytes(self, input_shape: Shape) -> int:
+        window = self._window(input_shape)
+        return self.backend.workspace_bytes(window, input_shape[0], self.in_channels, self.dtype)
+
+    def _window(self, input_shape: Shape) -> Window:
+        shape = (len(self.connections), self.in_channels, *self.kernel_size)
+        check_conv_shapes(input_shape, shape, 1, 2)
+        return conv_window(input_shape[2:], self.kernel_size, stride=self.stride)
+
+
+class UnitBias(Layer):
+    """y = x + b with a bias for every unit of (C, *S), not one per channel.
+
+    Args:
+        shape: (C, *S). backend, dtype: where the bias lives, and its float type.
+    """
+
+    backend: Backend
+
+    def __init__(
+        self, shape: Shape, *, backend: BackendLike = "cpu", dtype: Any = "float32"
+    ) -> None:
+        self.shape = shape_of("shape", shape, len(shape))
+        self.backend = get_backend(backend)
+        self.bias = Parameter(self.backend.xp.zeros(self.shape, float_dtype(dtype)))
+
+    def initialize(self, seed: int) -> None:
+        self.bias.data[...] = 0
+
+    def forward(self, x: Array) -> tuple[Array, Backward]:
+        backend, x = self.receive(x)
+        self.output_shape(x.shape)
+        bias = self.bias
+        y = x + bias.data
+
+        def backward(grad_y: Array, *, input_grad: bool = True) -> Array | None:
+            delta = receive_grad(backend, grad_y, y)
+            bias.add_grad(delta.sum(axis=0))
+            return delta if input_grad else None
+
+        return y, backward
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        check_shape("x", input_shape[1:], self.shape, "behind the batch")
+        return tuple(input_shape)
+
+    def config(self) -> dict[str, Any]:
+        return {"shape": self.shape}
+
+
+class ScaledTanh(Activation):
+    """1.7159·tanh(2x / 3): ±1 are mapped to ±1, where its second derivative is largest."""
+
+    AMPLITUDE, SLOPE = 1.7159, 2 / 3
+
+    def forward(self, x: Array) -> tuple[Array, Backward]:
+        backend, x = self.receive(x)
+        t = backend.xp.tanh(self.SLOPE * x)
+        factor = self.AMPLITUDE * self.SLOPE
+        return (
+            self.AMPLITUDE * t,
+            lambda grad_y: receive_grad(backend, grad_y, t) * factor * (1 - t * t),
+        )

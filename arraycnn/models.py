@@ -1,0 +1,197 @@
+"""Networks of the lecture and the literature, as functions that return layers.
+
+Every function takes ``seed`` (None draws fresh weights) and ``backend`` as `Sequential` does.
+"""
+
+from collections.abc import Sequence
+
+from arraycnn.backends import BackendLike
+from arraycnn.geometry import count_of
+from arraycnn.layers import (
+    BatchNorm,
+    ConstantPad2d,
+    Conv2d,
+    Dense,
+    Flatten,
+    GlobalAvgPool,
+    Layer,
+    MaxPool2d,
+    PartialConv2d,
+    ReLU,
+    Residual,
+    ScaledTanh,
+    Sequential,
+    UnitBias,
+)
+from arraycnn.random import seed_of
+
+
+def lenet1(
+    num_classes: int = 10, *, seed: int | None = None, backend: BackendLike | None = None
+) -> Sequential:
+    """The first convolutional network trained by backpropagation, for 16×16 images in [−1, 1].
+
+    LeCun et al., "Backpropagation applied to handwritten zip code recognition", 1989: H1, 12 maps
+    of 5×5 kernels with stride 2; H2, the same over 8 of the 12 maps each; H3, 30 units; then one unit
+    per class; a background of −1 around the planes, one bias per unit, 1.7159·tanh(2x/3)
+    everywhere, weights uniform in ±2.4 / fan_in. With 10 classes 9,760 parameters, as there.
+
+    To be trained as there, on the mean squared error against targets of −1 and +1, one sample at a
+    time. Not as in the paper, whose text does not say: which 8 maps each map of H2 sees (here 8
+    neighbours in a ring) and where the border lies (here before and after: 1 and 2 pixels). Its
+    pseudo-Newton training is not part of the network.
+    """
+    ring = [[(first + step) % 12 for step in range(8)] for first in range(12)]
+    init = "lenet1_uniform"
+    return Sequential(
+        ConstantPad2d(((1, 2), (1, 2)), -1.0),
+        Conv2d(1, 12, 5, stride=2, bias=False, init=init),
+        UnitBias((12, 8, 8)),
+        ScaledTanh(),
+        ConstantPad2d(((1, 2), (1, 2)), -1.0),
+        PartialConv2d(12, 5, connections=ring, stride=2, init=init),
+        UnitBias((12, 4, 4)),
+        ScaledTanh(),
+        Flatten(),
+        Dense(192, 30, init=init),
+        ScaledTanh(),
+        Dense(30, count_of("num_classes", num_classes), init=init),
+        ScaledTanh(),
+        seed=seed_of(seed),
+        backend=backend,
+    )
+
+
+def lenet5(
+    in_channels: int = 1,
+    num_classes: int = 10,
+    image_size: int = 28,
+    *,
+    seed: int | None = None,
+    backend: BackendLike | None = None,
+) -> Sequential:
+    """LeNet-5 with today's parts, for (N, in_channels, image_size, image_size); returns logits.
+
+    After LeCun et al., "Gradient-based learning applied to document recognition", 1998: 6 and 16
+    maps of 5×5 kernels, then 120 and 84 units. ReLU, max pooling, full connections and a linear
+    output take the places of scaled tanh, trainable subsampling, the table of connections and the
+    radial basis functions.
+    """
+    layers: list[Layer] = [
+        Conv2d(in_channels, 6, 5, padding=2),
+        ReLU(),
+        MaxPool2d(2),
+        Conv2d(6, 16, 5),
+        ReLU(),
+        MaxPool2d(2),
+        Flatten(),
+    ]
+    features = _features("lenet5", layers, in_channels, image_size)
+    head = [Dense(features, 120), ReLU(), Dense(120, 84), ReLU(), Dense(84, num_classes)]
+    return Sequential(*layers, *head, seed=seed_of(seed), backend=backend)
+
+
+def two_layer_cnn(
+    in_channels: int = 1,
+    num_classes: int = 10,
+    image_size: int = 28,
+    *,
+    seed: int | None = None,
+    backend: BackendLike | None = None,
+) -> Sequential:
+    """The lecture's network: two convolutions with pooling and a dense classifier; returns logits.
+
+    32 and 64 maps of 5×5 kernels, "same" padding, ReLU and 2×2 max pooling after each.
+    """
+    layers: list[Layer] = [
+        Conv2d(in_channels, 32, 5, padding="same"),
+        ReLU(),
+        MaxPool2d(2),
+        Conv2d(32, 64, 5, padding="same"),
+        ReLU(),
+        MaxPool2d(2),
+        Flatten(),
+    ]
+    features = _features("two_layer_cnn", layers, in_channels, image_size)
+    return Sequential(*layers, Dense(features, num_classes), seed=seed_of(seed), backend=backend)
+
+
+def mlp(
+    in_features: int = 784,
+    hidden: Sequence[int] = (128,),
+    num_classes: int = 10,
+    *,
+    seed: int | None = None,
+    backend: BackendLike | None = None,
+) -> Sequential:
+    """A dense network with ReLU, for comparison; flattens (N, C, *S) first; returns logits."""
+    layers: list[Layer] = [Flatten()]
+    for width in hidden:
+        layers += [Dense(in_features, width), ReLU()]
+        in_features = width
+    return Sequential(*layers, Dense(in_features, num_classes), seed=seed_of(seed), backend=backend)
+
+
+def resnet(
+    depth: int = 20,
+    in_channels: int = 3,
+    num_classes: int = 10,
+    *,
+    width: int = 16,
+    seed: int | None = None,
+    backend: BackendLike | None = None,
+) -> Sequential:
+    """The residual network for small images (CIFAR) of depth 6n + 2; returns logits.
+
+    He et al., "Deep residual learning for image recognition", 2016, section 4.2: a 3×3 convolution,
+    three stages of n blocks with width, 2·width and 4·width maps, global average pooling and a
+    dense classifier. Where a stage halves the image, the shortcut is a 1×1 convolution with batch
+    norm (their option B), not zero padding (A).
+
+    Raises:
+        ValueError: ``depth`` is not 6n + 2 with n ≥ 1.
+    """
+    depth = count_of("depth", depth)
+    blocks, rest = divmod(depth - 2, 6)
+    if rest or blocks < 1:
+        raise ValueError(f"depth must be 6n + 2 for n ≥ 1, e.g. 20, 32 or 56, got {depth}")
+    layers: list[Layer] = [
+        Conv2d(in_channels, width, 3, padding=1, bias=False),
+        BatchNorm(width),
+        ReLU(),
+    ]
+    channels = width
+    for stage in range(3):
+        for block in range(blocks):
+            stride = 2 if stage and not block else 1
+            layers += [_block(channels, width << stage, stride), ReLU()]
+            channels = width << stage
+    layers += [GlobalAvgPool(), Dense(channels, num_classes)]
+    return Sequential(*layers, seed=seed_of(seed), backend=backend)
+
+
+def _block(in_channels: int, out_channels: int, stride: int) -> Residual:
+    body = Sequential(
+        Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
+        BatchNorm(out_channels),
+        ReLU(),
+        Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+        BatchNorm(out_channels),
+    )
+    if stride == 1 and in_channels == out_channels:
+        return Residual(body)
+    shortcut = Sequential(
+        Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), BatchNorm(out_channels)
+    )
+    return Residual(body, shortcut)
+
+
+def _features(name: str, layers: Sequence[Layer], in_channels: int, image_size: int) -> int:
+    size = count_of("image_size", image_size)
+    try:
+        return Sequential(*layers).output_shape((1, in_channels, size, size))[1]
+    except ValueError as error:
+        raise ValueError(
+            f"image_size {size} is too small for {name}: {error}; enlarge the images, e.g. with "
+            "arraycnn.data.resize"
+        ) from None

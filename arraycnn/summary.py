@@ -1,0 +1,105 @@
+"""A table of what a network consists of and costs."""
+
+import math
+from dataclasses import dataclass
+
+from arraycnn.layers.base import Layer
+from arraycnn.types import Shape
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer: its output, parameters and cost for the given input shape."""
+
+    name: str
+    layer: str
+    output_shape: Shape
+    parameters: int
+    multiply_adds: int
+    activation_bytes: int
+    workspace_bytes: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `summary` returns; prints as a table.
+
+    Attributes:
+        rows: one per layer. input_shape: for which sizes and costs hold.
+        parameters: trained numbers in all, shared ones counted once.
+        multiply_adds: of one forward pass. activation_bytes: of all outputs together.
+        workspace_bytes: of the largest column matrix.
+    """
+
+    rows: tuple[Row, ...]
+    input_shape: Shape
+    parameters: int
+
+    @property
+    def multiply_adds(self) -> int:
+        return sum(row.multiply_adds for row in self.rows)
+
+    @property
+    def activation_bytes(self) -> int:
+        return sum(row.activation_bytes for row in self.rows)
+
+    @property
+    def workspace_bytes(self) -> int:
+        return max((row.workspace_bytes for row in self.rows), default=0)
+
+    def __str__(self) -> str:
+        head = ("", "layer", "output shape", "parameters", "multiply-adds", "activations",
+                "workspace")  # fmt: skip
+        body = [
+            (row.name, row.layer, str(row.output_shape), f"{row.parameters:,}",
+             f"{row.multiply_adds:,}", _bytes(row.activation_bytes), _bytes(row.workspace_bytes))
+            for row in self.rows
+        ]  # fmt: skip
+        total = ("", "total", "", f"{self.parameters:,}", f"{self.multiply_adds:,}",
+                 _bytes(self.activation_bytes), _bytes(self.workspace_bytes))  # fmt: skip
+        table = [head, *body, total]
+        widths = [max(len(line[column]) for line in table) for column in range(len(head))]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if column < 3 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in table
+        ]
+        rule = "─" * max(map(len, lines))
+        return "\n".join(
+            [f"input {self.input_shape}", lines[0], rule, *lines[1:-1], rule, lines[-1]]
+        )
+
+
+def summary(model: Layer, input_shape: Shape) -> Summary:
+    """Layer, output shape, parameters, multiply-adds, activation and workspace bytes of a network.
+
+    Args:
+        model: any layer. input_shape: (N, C, *S), batch included.
+
+    Raises:
+        ValueError: the shape does not fit; the message is the first failing layer's.
+    """
+    itemsize = 4 if model.dtype is None else model.dtype.itemsize
+    rows = []
+    for name, layer, shape in model.leaves(tuple(input_shape)):
+        output = layer.output_shape(shape)
+        rows.append(
+            Row(
+                name=name,
+                layer=repr(layer),
+                output_shape=output,
+                parameters=sum(p.size for p in layer.parameters()),
+                multiply_adds=layer.multiply_adds(shape),
+                activation_bytes=math.prod(output) * itemsize,
+                workspace_bytes=layer.workspace_bytes(shape),
+            )
+        )
+    return Summary(tuple(rows), tuple(input_shape), sum(p.size for p in model.parameters()))
+
+
+def _bytes(count: int) -> str:
+    if count < 1 << 20:
+        return f"{count / (1 << 10):.1f} KiB"
+    return f"{count / (1 << 20):.1f} MiB"
