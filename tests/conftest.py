@@ -8,7 +8,9 @@ import pytest
 
 from arraycnn.backends import Backend, available_backends, get_backend
 
-hypothesis.settings.register_profile("deterministic", derandomize=True, deadline=None)
+hypothesis.settings.register_profile(
+    "deterministic", derandomize=True, deadline=None, max_examples=200
+)
 hypothesis.settings.load_profile("deterministic")
 
 BACKENDS = [name for name in ("cpu", "cuda") if name in available_backends()]
@@ -19,7 +21,7 @@ def pytest_report_header() -> list[str]:
     return [versions, *(f"backend {name}: {get_backend(name).describe()}" for name in BACKENDS)]
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=BACKENDS, scope="session")
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Every backend that can be used here, one after the other."""
     return get_backend(request.param)

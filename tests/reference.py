@@ -291,6 +291,7 @@ def cross_entropy(logits, labels, *, weight=None, label_smoothing=0.0, ignore_in
         log_sum = top + log(sum(exp(value - top) for value in logits[n]))
         for k in range(classes):
             target = label_smoothing / classes + (1 - label_smoothing) * (k == labels[n])
-            loss[n] -= weight[k] * target * (logits[n, k] - log_sum)
+            if target:  # a class that is impossible (logit −∞) may be no one's target
+                loss[n] -= weight[k] * target * (logits[n, k] - log_sum)
         norm[n] = weight[labels[n]]
     return loss, norm

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from layouts import laid_out
+from numerics import assert_close, put
 from oracle.store import FAMILIES, FOLDER, StoredCase, load
 
 from arraycnn import functional as F
@@ -130,26 +130,12 @@ def narrowed(array: np.ndarray, precision: str) -> np.ndarray:
     return array.astype(np.complex64 if array.dtype.kind == "c" else np.float32)
 
 
-def assert_close(name: str, actual: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
-    """|actual - expected| <= tolerance * scale, where scale is the largest expected magnitude."""
-    assert actual.shape == expected.shape, f"{name}: shape {actual.shape} != {expected.shape}"
-    np.testing.assert_array_equal(np.isnan(actual), np.isnan(expected), err_msg=name)
-    finite = np.isfinite(expected)
-    np.testing.assert_array_equal(actual[~finite], expected[~finite], err_msg=name)
-    scale = max(np.abs(expected[finite]).max(initial=0), 1.0)
-    np.testing.assert_allclose(
-        actual[finite], expected[finite], rtol=0, atol=tolerance * scale, err_msg=name
-    )
-
-
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 @pytest.mark.parametrize("case", CASES, ids=[case.id for case in CASES])
 def test_agrees_with_pytorch(case: StoredCase, precision: str, backend) -> None:
     given = {name: narrowed(array, precision) for name, array in case.arrays.items()}
     arrays = {
-        name: laid_out(
-            backend.xp, backend.asarray(array), None if name.startswith("running") else case.layout
-        )
+        name: put(backend, array, None if name.startswith("running") else case.layout)
         for name, array in given.items()
     }
     results = runner(case.op)(case.op, arrays, case.options)
@@ -160,7 +146,7 @@ def test_agrees_with_pytorch(case: StoredCase, precision: str, backend) -> None:
             np.testing.assert_array_equal(actual, expected)
             continue
         assert actual.dtype == narrowed(expected, precision).dtype, name
-        assert_close(name, actual, expected, 1e-10 if precision == "float64" else 1e-5)
+        assert_close(actual, expected, 1e-10 if precision == "float64" else 1e-5, name)
     for name, array in given.items():
         if not name.startswith("running"):
             np.testing.assert_array_equal(backend.to_numpy(arrays[name]), array, err_msg=name)
