@@ -32,8 +32,8 @@ def lenet1(
     """The first convolutional network trained by backpropagation, for 16×16 images in [−1, 1].
 
     LeCun et al., "Backpropagation applied to handwritten zip code recognition", 1989: H1, 12 maps
-    of 5×5 kernels with stride 2; H2, the same over 8 of the 12 maps each; H3, 30 units; then one unit
-    per class; a background of −1 around the planes, one bias per unit, 1.7159·tanh(2x/3)
+    of 5×5 kernels with stride 2; H2, the same over 8 of the 12 maps each; H3, 30 units; then one
+    unit per class; a background of −1 around the planes, one bias per unit, 1.7159·tanh(2x/3)
     everywhere, weights uniform in ±2.4 / fan_in. With 10 classes 9,760 parameters, as there.
 
     To be trained as there, on the mean squared error against targets of −1 and +1, one sample at a

@@ -25,7 +25,21 @@ def real_of(
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
     number = float(value)
     if not math.isfinite(number) or not minimum <= number < below or (positive and number <= 0):
-        lower = "above 0" if positive else f"of at least {minimum:g}"
+        lower = " above 0" if positive else f" of at least {minimum:g}"
+        lower = lower if minimum > -math.inf else ""
         upper = f" and below {below:g}" if math.isfinite(below) else ""
-        raise ValueError(f"{name} must be a finite number {lower}{upper}, got {number!r}")
+        raise ValueError(f"{name} must be a finite number{lower}{upper}, got {number!r}")
+    return number
+
+
+def any_real(name: str, value: Any) -> float:
+    """``value`` as a finite float of any sign; errors as `real_of`."""
+    return real_of(name, value, minimum=-math.inf)
+
+
+def probability(name: str, value: Any) -> float:
+    """``value`` as a float in [0, 1]; errors as `real_of`."""
+    number = real_of(name, value)
+    if number > 1:
+        raise ValueError(f"{name} must be a probability between 0 and 1, got {number!r}")
     return number

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from arraycnn.backends import backend_of
+from arraycnn.backends import Backend, backend_of
 from arraycnn.metrics import count_correct
 from arraycnn.types import Array
 
@@ -53,10 +53,11 @@ class Totals:
                 "loss must return one number, the mean over the batch, got an array of shape "
                 f"{loss.shape}; use reduction='mean'"
             )
+        backend = backend_of(logits)
         correct = None
         if labels.dtype.kind in "iu" and labels.shape == (len(logits), *logits.shape[2:]):
-            backend = backend_of(logits)
             correct = count_correct(backend, logits, backend.asarray(labels))
+        self._backend = backend
         self._pending.append((step, labels.size, loss, correct))
 
     def look(self) -> None:
@@ -69,9 +70,8 @@ class Totals:
             return
         steps, labels, losses, corrects = zip(*self._pending, strict=True)
         self._pending = []
-        for step, count, loss, correct in zip(
-            steps, labels, _on_host(losses), _on_host(corrects), strict=True
-        ):
+        fetched = (_on_host(self._backend, scalars) for scalars in (losses, corrects))
+        for step, count, loss, correct in zip(steps, labels, *fetched, strict=True):
             if not math.isfinite(loss):
                 raise LossNotFinite(step, loss)
             self.labels += count
@@ -113,9 +113,8 @@ class Totals:
 _STATE = ("labels", "loss_sum", "correct", "last_loss")
 
 
-def _on_host(scalars: tuple[Any, ...]) -> list[Any]:
+def _on_host(backend: Backend, scalars: tuple[Any, ...]) -> list[Any]:
     """0-d arrays as Python numbers, in one transfer; a None among them stands for all."""
     if any(scalar is None for scalar in scalars):
         return [None] * len(scalars)
-    backend = backend_of(scalars[0])
     return list(backend.to_numpy(backend.xp.stack(scalars)).tolist())

@@ -256,7 +256,7 @@ class Trainer:
         self._totals.add(self.step + 1, loss, logits, labels)
         if self._totals.pending >= self.check_every:
             self._look()
-        backward(grad)
+        backward(grad, input_grad=False)
         if self.clip_norm is not None:
             clip_grad_norm(self.optimizer.parameters, self.clip_norm)
         self.optimizer.step()

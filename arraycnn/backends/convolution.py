@@ -30,9 +30,18 @@ class ConvolutionPrimitives(Layout):
     workspace_limit: int
 
     def convolution(
-        self, x: Array, weight: Array, bias: Array | None, window: Window, groups: int
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array | None,
+        window: Window,
+        groups: int,
+        relu: bool = False,
     ) -> Array:
-        """h = K v + b: x (N, C, *S), weight (O, C/groups, *kernel), bias (O,) → (N, O, *out)."""
+        """h = K v + b: x (N, C, *S), weight (O, C/groups, *kernel), bias (O,) → (N, O, *out).
+
+        With ``relu``, max(h, 0), applied while a tile of h is at hand.
+        """
         h = self.empty((x.shape[0], weight.shape[0], *window.output_size), x.dtype)
         rows = _grouped(buffer_of(h), groups)  # (G, O/G, L·N)
         kernels = weight.reshape(groups, weight.shape[0] // groups, -1)  # (G, O/G, C/G·taps)
@@ -42,6 +51,8 @@ class ConvolutionPrimitives(Layout):
             self.xp.matmul(kernels, columns, out=tile)
             if offsets is not None:
                 tile += offsets
+            if relu:
+                self.xp.maximum(tile, 0, out=tile)
         return h
 
     def convolution_weight_grad(

@@ -13,12 +13,14 @@ class NormalizationPrimitives(Layout):
         mean = rows.mean(axis=1)
         return mean, self.xp.square(rows - mean[:, None]).mean(axis=1)
 
-    def scale_shift(self, x: Array, scale: Array, shift: Array) -> Array:
-        """y = scale·x + shift, both (C,)."""
+    def scale_shift(self, x: Array, scale: Array, shift: Array, relu: bool = False) -> Array:
+        """y = scale·x + shift, both (C,); with ``relu``, max(y, 0)."""
         buffer = buffer_of(x)
         per_channel = (-1,) + (1,) * (buffer.ndim - 1)
         y = buffer * scale.reshape(per_channel)
         y += shift.reshape(per_channel)
+        if relu:
+            self.xp.maximum(y, 0, out=y)
         return batch_view(y)
 
     def channel_sum(self, x: Array) -> Array:

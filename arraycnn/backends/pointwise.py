@@ -21,11 +21,16 @@ class PointwisePrimitives(Layout):
         """The gradient passes where the output y = max(x, 0) is positive."""
         return grad_output * (y > 0)
 
-    def dense(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        """h = K v + b with samples as columns: x (N, I), weight (O, I) → (N, O), batch last."""
+    def dense(self, x: Array, weight: Array, bias: Array | None, relu: bool = False) -> Array:
+        """h = K v + b with samples as columns: x (N, I), weight (O, I) → (N, O), batch last.
+
+        With ``relu``, max(h, 0).
+        """
         h = weight @ x.T  # (O, N)
         if bias is not None:
             h += bias[:, None]
+        if relu:
+            self.xp.maximum(h, 0, out=h)
         return h.T
 
     def dense_input_grad(self, grad_output: Array, weight: Array) -> Array:

@@ -1,6 +1,5 @@
 """The door of the functional API: which arrays may enter an operation, and on which backend."""
 
-import math
 from typing import Any
 
 from arraycnn.backends import Backend, backend_of
@@ -45,24 +44,6 @@ def check_dtype(name: str, dtype: Any, dtypes: tuple[str, ...] = REAL) -> None:
             else f"convert it, e.g. {name}.astype('{dtypes[0]}')"
         )
         raise TypeError(f"{name} must be one of {', '.join(dtypes)}, got {dtype}; {remedy}")
-
-
-def probability(name: str, value: Any) -> float:
-    """``value`` as a float in [0, 1]."""
-    number = real_number(name, value)
-    if not 0 <= number <= 1:
-        raise ValueError(f"{name} must be a probability between 0 and 1, got {value!r}")
-    return number
-
-
-def real_number(name: str, value: Any) -> float:
-    """``value`` as a finite float; bools and arrays are refused."""
-    if isinstance(value, bool) or not hasattr(value, "__float__") or getattr(value, "shape", None):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite, got {value!r}")
-    return number
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -7,8 +7,9 @@ All take float arrays of any shape and keep shape, dtype and memory order.
 import math
 from typing import Any
 
-from arraycnn.functional._arguments import check_choice, enter, real_number
+from arraycnn.functional._arguments import check_choice, enter
 from arraycnn.geometry import check_shape
+from arraycnn.scalars import any_real
 from arraycnn.types import Array
 
 # Klambauer et al., "Self-normalizing neural networks", 2017: a fixed point at mean 0, variance 1.
@@ -30,26 +31,26 @@ def relu_grad(x: Array, grad_output: Array) -> Array:
 def leaky_relu(x: Array, negative_slope: float = 0.01) -> Array:
     """x where x > 0, else negative_slope·x."""
     xp = enter(x=x).xp
-    return xp.where(x > 0, x, x * real_number("negative_slope", negative_slope))
+    return xp.where(x > 0, x, x * any_real("negative_slope", negative_slope))
 
 
 def leaky_relu_grad(x: Array, grad_output: Array, negative_slope: float = 0.01) -> Array:
     """1 where x > 0, else negative_slope."""
     xp = _enter(x, grad_output).xp
-    slope = real_number("negative_slope", negative_slope)
+    slope = any_real("negative_slope", negative_slope)
     return xp.where(x > 0, grad_output, grad_output * slope)
 
 
 def elu(x: Array, alpha: float = 1.0) -> Array:
     """x where x > 0, else α·(eˣ − 1) (Clevert et al., 2016)."""
     xp = enter(x=x).xp
-    return xp.where(x > 0, x, real_number("alpha", alpha) * xp.expm1(xp.minimum(x, 0)))
+    return xp.where(x > 0, x, any_real("alpha", alpha) * xp.expm1(xp.minimum(x, 0)))
 
 
 def elu_grad(x: Array, grad_output: Array, alpha: float = 1.0) -> Array:
     """1 where x > 0, else α·eˣ."""
     xp = _enter(x, grad_output).xp
-    alpha = real_number("alpha", alpha)
+    alpha = any_real("alpha", alpha)
     return xp.where(x > 0, grad_output, grad_output * alpha * xp.exp(xp.minimum(x, 0)))
 
 

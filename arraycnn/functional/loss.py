@@ -1,9 +1,10 @@
 """Losses: each returns the loss and its gradient with respect to the prediction."""
 
 from arraycnn.backends import Backend
-from arraycnn.functional._arguments import channel_vector, check_choice, enter, probability
+from arraycnn.functional._arguments import channel_vector, check_choice, enter
 from arraycnn.functional.activation import log_softmax, sigmoid, softplus
 from arraycnn.geometry import check_shape
+from arraycnn.scalars import probability
 from arraycnn.types import Array, Shape
 
 REDUCTIONS = ("mean", "sum", "none")

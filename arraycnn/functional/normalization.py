@@ -1,9 +1,10 @@
 """Batch normalisation (Ioffe & Szegedy, "Batch normalization", ICML 2015) and dropout."""
 
 from arraycnn.backends import Backend
-from arraycnn.functional._arguments import channel_vector, enter, probability, real_number
+from arraycnn.functional._arguments import channel_vector, enter
 from arraycnn.geometry import check_shape, count_of
 from arraycnn.random import seed_of
+from arraycnn.scalars import probability, real_of
 from arraycnn.types import Array
 
 
@@ -29,7 +30,7 @@ def batch_norm(
             statistics outside training; one value per channel, or none, in training.
     """
     backend = _enter(x, running_mean, running_var, weight, bias)
-    momentum, eps = probability("momentum", momentum), positive_eps(eps)
+    momentum, eps = probability("momentum", momentum), real_of("eps", eps)
     x = backend.batch_last(x)
     if training:
         check_batch(x)
@@ -64,7 +65,7 @@ def batch_norm_grad(
     backend = _enter(x, running_mean, running_var, weight, None)
     enter(x=x, grad_output=grad_output)
     check_shape("grad_output", grad_output.shape, x.shape, "like x")
-    eps = positive_eps(eps)
+    eps = real_of("eps", eps)
     x, grad_output = backend.batch_last(x), backend.batch_last(grad_output)
     if training:
         check_batch(x)
@@ -142,11 +143,3 @@ def _running(mean: Array | None, var: Array | None) -> tuple[Array, Array]:
             "training=True to use the batch's own statistics"
         )
     return mean, var
-
-
-def positive_eps(eps: float) -> float:
-    """``eps`` as a float, refused if negative."""
-    eps = real_number("eps", eps)
-    if eps < 0:
-        raise ValueError(f"eps must not be negative, got {eps}")
-    return eps

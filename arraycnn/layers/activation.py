@@ -1,9 +1,10 @@
 """Activation layers. Where the derivative is simple in y, y is what backward keeps."""
 
 from arraycnn import functional as F
-from arraycnn.functional._arguments import check_choice, real_number
+from arraycnn.functional._arguments import check_choice
 from arraycnn.functional.activation import GELU_APPROXIMATIONS
 from arraycnn.layers.base import Backward, Layer, receive_grad
+from arraycnn.scalars import any_real
 from arraycnn.types import Array, Shape
 
 
@@ -27,7 +28,7 @@ class LeakyReLU(Activation):
     """x where x > 0, else negative_slope·x."""
 
     def __init__(self, negative_slope: float = 0.01) -> None:
-        self.negative_slope = real_number("negative_slope", negative_slope)
+        self.negative_slope = any_real("negative_slope", negative_slope)
 
     def forward(self, x: Array) -> tuple[Array, Backward]:
         backend, x = self.receive(x)
@@ -40,7 +41,7 @@ class ELU(Activation):
     """x where x > 0, else α·(eˣ − 1)."""
 
     def __init__(self, alpha: float = 1.0) -> None:
-        self.alpha = real_number("alpha", alpha)
+        self.alpha = any_real("alpha", alpha)
 
     def forward(self, x: Array) -> tuple[Array, Backward]:
         backend, x = self.receive(x)

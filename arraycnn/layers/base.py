@@ -292,6 +292,17 @@ def _arguments(layer_class: type[Layer]) -> dict[str, inspect.Parameter]:
     }
 
 
+class AffineLayer(Layer):
+    """A layer that ends in a linear map, so that a `ReLU` after it can be part of it."""
+
+    @abstractmethod
+    def forward(self, x: Array, *, relu: bool = False) -> tuple[Array, Backward]:
+        """As `Layer.forward`; with ``relu``, of max(y, 0)."""
+
+    def __call__(self, x: Array, *, relu: bool = False) -> Array:
+        return self.forward(x, relu=relu)[0]
+
+
 class RandomLayer(Layer):
     """A layer that draws random numbers: call number ``counter`` of the stream ``seed``."""
 
@@ -299,8 +310,11 @@ class RandomLayer(Layer):
     counter: int
 
 
-def receive_grad(backend: Backend, grad: Array, y: Array) -> Array:
-    """The door of ``backward``: ``grad`` on the backend, shaped and typed like the output ``y``."""
+def receive_grad(backend: Backend, grad: Array, y: Array, *, relu: bool = False) -> Array:
+    """The door of ``backward``: ``grad`` on the backend, shaped and typed like the output ``y``.
+
+    With ``relu``, y is max(h, 0) and the gradient with respect to h is returned.
+    """
     if not backend.owns(grad):
         grad = backend.asarray(grad)
     check_shape("grad_output", grad.shape, y.shape, "like the layer's output")
@@ -309,7 +323,7 @@ def receive_grad(backend: Backend, grad: Array, y: Array) -> Array:
             f"grad_output must have the dtype of the layer's output, {y.dtype}, got {grad.dtype}; "
             f"convert it with grad_output.astype('{y.dtype}')"
         )
-    return grad
+    return backend.relu_grad(y, grad) if relu else grad
 
 
 def float_dtype(dtype: Any) -> Any:

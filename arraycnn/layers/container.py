@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import Any, overload
 
 from arraycnn.backends import BackendLike, get_backend
-from arraycnn.layers.base import Backward, Layer
+from arraycnn.layers.activation import ReLU
+from arraycnn.layers.base import AffineLayer, Backward, Layer
 from arraycnn.random import seed_of
 from arraycnn.types import Array, Shape
 
@@ -38,31 +39,40 @@ class Sequential(Layer):
 
     def forward(self, x: Array) -> tuple[Array, Backward]:
         _, y = self.receive(x)
-        backwards = []
-        for layer in self.layers:
-            y, backward = layer.forward(y)
-            backwards.append(backward)
-        first_trained = next(
-            (i for i, layer in enumerate(self.layers) if layer.parameters()), len(backwards)
-        )
+        backwards: list[tuple[Layer, Backward]] = []
+        for layer, relu in self._steps():
+            y, backward = layer.forward(y, relu=True) if relu else layer.forward(y)
+            backwards.append((layer, backward))
 
         def backward_all(grad_y: Array, *, input_grad: bool = True) -> Array | None:
-            grad = grad_y
-            for index in reversed(range(len(backwards))):
-                if not input_grad and index <= first_trained:
-                    if index == first_trained:
-                        backwards[index](grad, input_grad=False)
-                    return None
-                grad = backwards[index](grad)
-            return grad
+            grad, first = grad_y, 0
+            if not input_grad:  # below the first trained layer nobody needs a gradient
+                trained = (i for i, (layer, _) in enumerate(backwards) if layer.parameters())
+                first = next(trained, len(backwards))
+            for index in reversed(range(first, len(backwards))):
+                backward = backwards[index][1]
+                wanted = input_grad or index > first
+                grad = backward(grad) if wanted else backward(grad, input_grad=False)
+            return grad if input_grad else None
 
         return y, backward_all
 
     def __call__(self, x: Array) -> Array:
         _, y = self.receive(x)
-        for layer in self.layers:
-            y = layer(y)
+        for layer, relu in self._steps():
+            y = layer(y, relu=True) if relu else layer(y)
         return y
+
+    def _steps(self) -> Iterator[tuple[Any, bool]]:
+        """The layers, a ReLU taken together with the affine layer before it."""
+        following = (*self.layers[1:], None)
+        fused = False
+        for layer, after in zip(self.layers, following, strict=True):
+            if not fused:
+                fused = type(after) is ReLU and isinstance(layer, AffineLayer)
+                yield layer, fused
+            else:
+                fused = False
 
     def children(self) -> Iterator[tuple[str, Layer]]:
         return ((str(index), layer) for index, layer in enumerate(self.layers))

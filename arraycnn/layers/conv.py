@@ -18,12 +18,12 @@ from arraycnn.geometry import (
     transposed_window,
 )
 from arraycnn.init import check_init, initial_weight
-from arraycnn.layers.base import Backward, Layer, Parameter, float_dtype, receive_grad
+from arraycnn.layers.base import AffineLayer, Backward, Parameter, float_dtype, receive_grad
 from arraycnn.random import seed_of
 from arraycnn.types import Array, Shape
 
 
-class ConvBase(Layer):
+class ConvBase(AffineLayer):
     """What convolutions and transposed convolutions share: kernels, bias and their gradients."""
 
     ndim: ClassVar[int]
@@ -112,15 +112,15 @@ class Conv(ConvBase):
             dtype=dtype,
         )  # fmt: skip
 
-    def forward(self, x: Array) -> tuple[Array, Backward]:
+    def forward(self, x: Array, *, relu: bool = False) -> tuple[Array, Backward]:
         backend, x = self.receive(x)
         window = self._window(x.shape)
         x = backend.batch_last(x)
         weight, bias, groups = self.weight, self.bias, self.groups
-        h = backend.convolution(x, weight.data, bias and bias.data, window, groups)
+        h = backend.convolution(x, weight.data, bias and bias.data, window, groups, relu)
 
         def backward(grad_h: Array, *, input_grad: bool = True) -> Array | None:
-            delta = backend.batch_last(receive_grad(backend, grad_h, h))
+            delta = backend.batch_last(receive_grad(backend, grad_h, h, relu=relu))
             weight.add_grad(backend.convolution_weight_grad(x, delta, weight.shape, window, groups))
             if bias is not None:
                 bias.add_grad(backend.channel_sum(delta))
@@ -183,7 +183,7 @@ class ConvTranspose(ConvBase):
             dtype=dtype,
         )  # fmt: skip
 
-    def forward(self, x: Array) -> tuple[Array, Backward]:
+    def forward(self, x: Array, *, relu: bool = False) -> tuple[Array, Backward]:
         backend, x = self.receive(x)
         window = self._window(x.shape)
         x = backend.batch_last(x)
@@ -191,9 +191,11 @@ class ConvTranspose(ConvBase):
         h = backend.convolution_input_grad(x, weight.data, window, groups)
         if bias is not None:
             h += bias.data.reshape(-1, *(1,) * self.ndim)
+        if relu:
+            h = backend.relu(h)
 
         def backward(grad_h: Array, *, input_grad: bool = True) -> Array | None:
-            delta = backend.batch_last(receive_grad(backend, grad_h, h))
+            delta = backend.batch_last(receive_grad(backend, grad_h, h, relu=relu))
             weight.add_grad(backend.convolution_weight_grad(delta, x, weight.shape, window, groups))
             if bias is not None:
                 bias.add_grad(backend.channel_sum(delta))

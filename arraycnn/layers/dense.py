@@ -7,12 +7,12 @@ from arraycnn.backends import Backend, BackendLike, get_backend
 from arraycnn.functional.dense import check_dense
 from arraycnn.geometry import count_of
 from arraycnn.init import check_init, initial_weight
-from arraycnn.layers.base import Backward, Layer, Parameter, float_dtype, receive_grad
+from arraycnn.layers.base import AffineLayer, Backward, Layer, Parameter, float_dtype, receive_grad
 from arraycnn.random import seed_of
 from arraycnn.types import Array, Shape
 
 
-class Dense(Layer):
+class Dense(AffineLayer):
     """h = K v + b for every sample v: (N, in_features) → (N, out_features).
 
     Args:
@@ -54,14 +54,14 @@ class Dense(Layer):
         if self.bias is not None:
             self.bias.data[...] = 0
 
-    def forward(self, x: Array) -> tuple[Array, Backward]:
+    def forward(self, x: Array, *, relu: bool = False) -> tuple[Array, Backward]:
         backend, v = self.receive(x)
         weight, bias = self.weight, self.bias
         check_dense(v, weight.data)
-        h = backend.dense(v, weight.data, bias and bias.data)
+        h = backend.dense(v, weight.data, bias and bias.data, relu)
 
         def backward(grad_h: Array, *, input_grad: bool = True) -> Array | None:
-            delta = receive_grad(backend, grad_h, h)
+            delta = receive_grad(backend, grad_h, h, relu=relu)
             weight.add_grad(backend.dense_weight_grad(v, delta))
             if bias is not None:
                 bias.add_grad(backend.channel_sum(delta))

@@ -4,25 +4,24 @@ from typing import Any
 
 import numpy as np
 
-from arraycnn import functional as F
 from arraycnn.backends import Backend, BackendLike, get_backend
-from arraycnn.functional._arguments import probability
-from arraycnn.functional.normalization import check_batch, positive_eps, update_running
+from arraycnn.functional.normalization import check_batch, update_running
 from arraycnn.geometry import count_of
 from arraycnn.layers.base import (
+    AffineLayer,
     Backward,
     Buffer,
-    Layer,
     Parameter,
     RandomLayer,
     float_dtype,
     receive_grad,
 )
 from arraycnn.random import seed_of
+from arraycnn.scalars import probability, real_of
 from arraycnn.types import Array, Shape
 
 
-class BatchNorm(Layer):
+class BatchNorm(AffineLayer):
     """Normalises each channel of (N, C, ...) over batch and positions, any number of dimensions.
 
     `forward` uses the batch's statistics and moves the running ones towards them; inference uses
@@ -45,7 +44,7 @@ class BatchNorm(Layer):
         dtype: Any = "float32",
     ) -> None:
         self.num_features = count_of("num_features", num_features)
-        self.eps = positive_eps(eps)
+        self.eps = real_of("eps", eps)
         self.momentum = probability("momentum", momentum)
         self.backend = get_backend(backend)
         xp, dtype = self.backend.xp, float_dtype(dtype)
@@ -62,7 +61,7 @@ class BatchNorm(Layer):
         for zero in (self.bias, self.running_mean, self.num_batches_tracked):
             zero.data[...] = 0
 
-    def forward(self, x: Array) -> tuple[Array, Backward]:
+    def forward(self, x: Array, *, relu: bool = False) -> tuple[Array, Backward]:
         backend, x = self.receive(x)
         self.output_shape(x.shape)
         check_batch(x)
@@ -71,7 +70,7 @@ class BatchNorm(Layer):
         mean, var = backend.channel_moments(x)
         inverse_std = 1 / backend.xp.sqrt(var + self.eps)
         scale = weight.data * inverse_std
-        y = backend.scale_shift(x, scale, bias.data - mean * scale)
+        y = backend.scale_shift(x, scale, bias.data - mean * scale, relu)
         count = x.size // self.num_features
         update_running(
             self.running_mean.data, self.running_var.data, mean, var, count, self.momentum
@@ -79,7 +78,7 @@ class BatchNorm(Layer):
         self.num_batches_tracked.data += 1
 
         def backward(grad_y: Array, *, input_grad: bool = True) -> Array | None:
-            delta = backend.batch_last(receive_grad(backend, grad_y, y))
+            delta = backend.batch_last(receive_grad(backend, grad_y, y, relu=relu))
             grad_x, grad_weight, grad_bias = backend.batch_norm_grad(
                 x, mean, inverse_std, weight.data, delta
             )
@@ -89,12 +88,12 @@ class BatchNorm(Layer):
 
         return y, backward
 
-    def __call__(self, x: Array) -> Array:
-        _, x = self.receive(x)
-        return F.batch_norm(
-            x, self.running_mean.data, self.running_var.data, self.weight.data, self.bias.data,
-            eps=self.eps,
-        )  # fmt: skip
+    def __call__(self, x: Array, *, relu: bool = False) -> Array:
+        backend, x = self.receive(x)
+        self.output_shape(x.shape)
+        scale = self.weight.data / backend.xp.sqrt(self.running_var.data + self.eps)
+        shift = self.bias.data - self.running_mean.data * scale
+        return backend.scale_shift(backend.batch_last(x), scale, shift, relu)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         if len(input_shape) < 2 or input_shape[1] != self.num_features:
