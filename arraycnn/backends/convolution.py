@@ -87,7 +87,7 @@ class ConvolutionPrimitives(Layout):
 
     def im2col(self, x: Array, window: Window) -> Array:
         """What each output position sees: (N, C, *S) → columns (C·taps, L·N)."""
-        seen = self._seen(x, window)  # (C, *kernel, *out, N)
+        seen = self._seen(x, window).copy()  # (C, *kernel, *out, N)
         return seen.reshape(x.shape[1] * window.taps, window.positions * x.shape[0])
 
     def col2im(self, columns: Array, window: Window, batch: int) -> Array:

@@ -19,7 +19,7 @@ class PointwisePrimitives(Layout):
 
     def relu_grad(self, y: Array, grad_output: Array) -> Array:
         """The gradient passes where the output y = max(x, 0) is positive."""
-        return grad_output * (y > 0)
+        return self.xp.where(y > 0, grad_output, 0)
 
     def dense(self, x: Array, weight: Array, bias: Array | None, relu: bool = False) -> Array:
         """h = K v + b with samples as columns: x (N, I), weight (O, I) → (N, O), batch last.

@@ -41,7 +41,8 @@ class PoolingPrimitives(Layout):
         delta = buffer_of(grad_output)  # (C, *out, N)
         grad = self.xp.zeros((x.shape[1], *window.padded_size, x.shape[0]), x.dtype)
         for offset, winners in self._winning_taps(x, y, window):
-            grad[(slice(None), *window.tap_slices(offset))] += delta * winners
+            place = (slice(None), *window.tap_slices(offset))
+            grad[place] += self.xp.where(winners, delta, 0)
         return self.unpadded(grad, window)
 
     def sum_pool(self, x: Array, window: Window) -> Array:

@@ -1,5 +1,6 @@
 """The door of the functional API: which arrays may enter an operation, and on which backend."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from arraycnn.backends import Backend, backend_of
@@ -9,19 +10,19 @@ REAL = ("float32", "float64", "float16")
 REAL_OR_COMPLEX = (*REAL, "complex64", "complex128")
 
 
-def enter(dtypes: tuple[str, ...] = REAL, /, **arrays: Any) -> Backend:
-    """The backend of the given arrays (by argument name; None is skipped), all of one dtype.
+def enter(
+    dtypes: tuple[str, ...] = REAL, /, *, optional: Mapping[str, Any] | None = None, **arrays: Any
+) -> Backend:
+    """The backend of the given arrays, by argument name, all of one dtype.
+
+    Those in ``optional`` may be None.
 
     Raises:
         TypeError: no array, an integer array, or dtypes that differ. ValueError: mixed backends.
     """
-    given = {name: array for name, array in arrays.items() if array is not None}
+    given = arrays | {name: array for name, array in (optional or {}).items() if array is not None}
     for name, array in given.items():
-        if not (hasattr(array, "dtype") and hasattr(array, "shape")):
-            raise TypeError(
-                f"{name} must be a NumPy or CuPy array, got {type(array).__name__}; convert it "
-                "first, e.g. with numpy.asarray(..., dtype=numpy.float32)"
-            )
+        owner_of(name, array)
     backend = backend_of(*given.values())
     first, *others = given
     for name, array in given.items():
@@ -33,6 +34,34 @@ def enter(dtypes: tuple[str, ...] = REAL, /, **arrays: Any) -> Backend:
                 f"{given[name].dtype}; convert one of them, e.g. {name}.astype({first}.dtype)"
             )
     return backend
+
+
+def owner_of(name: str, array: Any) -> Backend:
+    """The backend of an argument; TypeError, naming it, if it is no array."""
+    try:
+        return backend_of(array)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be a NumPy or CuPy array, got {type(array).__name__}; convert it first, "
+            "e.g. with numpy.asarray(..., dtype=numpy.float32)"
+        ) from None
+
+
+def moved_in(backend: Backend, name: str, array: Any) -> Array:
+    """An argument on ``backend``: a host array is moved there.
+
+    Raises:
+        TypeError: not an array. ValueError: an array of another device.
+    """
+    owner = owner_of(name, array)
+    if owner is backend:
+        return array
+    if owner.name != "cpu":
+        raise ValueError(
+            f"{name} is on {owner.name}, but this works on {backend.name}; move the array or the "
+            f"model, e.g. with model.to({owner.name!r})"
+        )
+    return backend.asarray(array)
 
 
 def check_dtype(name: str, dtype: Any, dtypes: tuple[str, ...] = REAL) -> None:

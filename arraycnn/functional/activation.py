@@ -15,6 +15,7 @@ from arraycnn.types import Array
 # Klambauer et al., "Self-normalizing neural networks", 2017: a fixed point at mean 0, variance 1.
 SELU_ALPHA = 1.6732632423543772
 SELU_SCALE = 1.0507009873554805
+GELU_TAIL = 20.0  # beyond ±20, Φ is 0 or 1 in double precision
 GELU_APPROXIMATIONS = ("none", "tanh")
 
 
@@ -72,7 +73,8 @@ def gelu(x: Array, approximate: str = "none") -> Array:
     backend = enter(x=x)
     check_choice("approximate", approximate, GELU_APPROXIMATIONS)
     if approximate == "tanh":
-        return 0.5 * x * (1 + backend.xp.tanh(_gelu_argument(x)))
+        xp = backend.xp
+        return 0.5 * x * (1 + xp.tanh(_gelu_argument(xp.clip(x, -GELU_TAIL, GELU_TAIL))))
     return 0.5 * x * (1 + backend.erf(x * math.sqrt(0.5)))
 
 
@@ -81,6 +83,7 @@ def gelu_grad(x: Array, grad_output: Array, approximate: str = "none") -> Array:
     backend = _enter(x, grad_output)
     xp = backend.xp
     check_choice("approximate", approximate, GELU_APPROXIMATIONS)
+    x = xp.clip(x, -GELU_TAIL, GELU_TAIL)
     if approximate == "tanh":
         t = xp.tanh(_gelu_argument(x))
         inner = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
@@ -94,9 +97,10 @@ def _gelu_argument(x: Array) -> Array:
 
 
 def sigmoid(x: Array) -> Array:
-    """1 / (1 + e⁻ˣ), without overflow: ½(1 + tanh(x / 2))."""
+    """1 / (1 + e⁻ˣ), as eˣ / (1 + eˣ) where x < 0 so that nothing overflows or cancels."""
     xp = enter(x=x).xp
-    return 0.5 * (1 + xp.tanh(0.5 * x))
+    e = xp.exp(-xp.abs(x))
+    return xp.where(x < 0, e, x.dtype.type(1)) / (1 + e)
 
 
 def sigmoid_grad(x: Array, grad_output: Array) -> Array:
@@ -117,8 +121,9 @@ def tanh_grad(x: Array, grad_output: Array) -> Array:
 
 
 def softplus(x: Array) -> Array:
-    """log(1 + eˣ), without overflow."""
-    return enter(x=x).xp.logaddexp(x, x.dtype.type(0))
+    """log(1 + eˣ) = max(x, 0) + log(1 + e⁻ˡˣˡ), which does not overflow."""
+    xp = enter(x=x).xp
+    return xp.maximum(x, 0) + xp.log1p(xp.exp(-xp.abs(x)))
 
 
 def softplus_grad(x: Array, grad_output: Array) -> Array:

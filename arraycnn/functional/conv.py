@@ -46,7 +46,7 @@ def conv_nd(
         TypeError: not arrays, integer or differing dtypes, sizes that are not ints.
         ValueError: shapes that do not fit, arrays of different backends.
     """
-    backend = enter(REAL_OR_COMPLEX, x=x, weight=weight, bias=bias)
+    backend = enter(REAL_OR_COMPLEX, x=x, weight=weight, optional={"bias": bias})
     groups = check_conv_shapes(x.shape, weight.shape, groups, ndim)
     channel_vector("bias", bias, weight.shape[0], "the output")
     window = conv_window(
@@ -144,7 +144,7 @@ def conv_transpose_nd(
     Raises:
         TypeError, ValueError: as conv{n}d.
     """
-    backend = enter(REAL_OR_COMPLEX, x=x, weight=weight, bias=bias)
+    backend = enter(REAL_OR_COMPLEX, x=x, weight=weight, optional={"bias": bias})
     groups = check_transposed_shapes(x.shape, weight.shape, groups, ndim)
     channel_vector("bias", bias, weight.shape[1] * groups, "the output")
     window = transposed_window(

@@ -13,7 +13,7 @@ def dense(x: Array, weight: Array, bias: Array | None = None) -> Array:
     Raises:
         TypeError: not arrays, integer or differing dtypes. ValueError: shapes that do not fit.
     """
-    backend = enter(x=x, weight=weight, bias=bias)
+    backend = enter(x=x, weight=weight, optional={"bias": bias})
     check_dense(x, weight)
     channel_vector("bias", bias, weight.shape[0], "the output")
     return backend.dense(x, weight, bias)

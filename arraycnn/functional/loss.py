@@ -1,9 +1,9 @@
 """Losses: each returns the loss and its gradient with respect to the prediction."""
 
 from arraycnn.backends import Backend
-from arraycnn.functional._arguments import channel_vector, check_choice, enter
+from arraycnn.functional._arguments import channel_vector, check_choice, enter, moved_in
 from arraycnn.functional.activation import log_softmax, sigmoid, softplus
-from arraycnn.geometry import check_shape
+from arraycnn.geometry import check_shape, count_of
 from arraycnn.scalars import probability
 from arraycnn.types import Array, Shape
 
@@ -35,10 +35,12 @@ def softmax_cross_entropy(
     Raises:
         TypeError: dtypes. ValueError: shapes that do not fit, labels out of range, bad options.
     """
-    backend = enter(logits=logits, weight=weight)
+    backend = enter(logits=logits, optional={"weight": weight})
     xp = backend.xp
     check_choice("reduction", reduction, REDUCTIONS)
     label_smoothing = probability("label_smoothing", label_smoothing)
+    if ignore_index is not None:
+        ignore_index = count_of("ignore_index", ignore_index, minimum=None)
     if logits.ndim < 2 or logits.shape[1] < 1:
         raise ValueError(f"logits must be (N, classes, ...), got shape {tuple(logits.shape)}")
     classes = logits.shape[1]
@@ -47,6 +49,8 @@ def softmax_cross_entropy(
 
     per_class = (-1, *(1,) * (logits.ndim - 2))  # broadcasts over (N, classes, *S)
     one_hot = xp.arange(classes).reshape(per_class) == labels[:, None]
+    if ignore_index is not None:
+        one_hot &= (labels != ignore_index)[:, None]
     target = one_hot.astype(logits.dtype)
     if label_smoothing:
         counted = one_hot.any(axis=1, keepdims=True)
@@ -55,7 +59,8 @@ def softmax_cross_entropy(
     if weight is not None:
         target *= weight.reshape(per_class)
     log_probabilities = log_softmax(logits)
-    losses = -(target * log_probabilities).sum(axis=1)  # (N, *S)
+    # A class that does not count may be impossible: 0·log 0 is 0 here.
+    losses = -(target * xp.where(target != 0, log_probabilities, 0)).sum(axis=1)  # (N, *S)
     grad = xp.exp(log_probabilities) * target.sum(axis=1, keepdims=True) - target
     if reduction == "mean" and weight is not None:
         return _reduced(losses, grad, reduction, float((one_hot * weight.reshape(per_class)).sum()))
@@ -70,7 +75,7 @@ def mse_loss(prediction: Array, target: Array, *, reduction: str = "mean") -> tu
         TypeError: dtypes. ValueError: shapes that differ, an unknown reduction.
     """
     backend = enter(prediction=prediction)
-    target = backend.asarray(target)
+    target = moved_in(backend, "target", target)
     enter(prediction=prediction, target=target)
     check_choice("reduction", reduction, REDUCTIONS)
     check_shape("target", target.shape, prediction.shape, "like prediction")
@@ -95,8 +100,12 @@ def binary_cross_entropy_with_logits(
         TypeError: dtypes. ValueError: shapes that do not fit, an unknown reduction.
     """
     backend = enter(logits=logits)
-    targets = backend.asarray(targets)
-    enter(logits=logits, targets=targets, weight=weight, pos_weight=pos_weight)
+    targets = moved_in(backend, "targets", targets)
+    enter(
+        logits=logits,
+        targets=targets,
+        optional={"weight": weight, "pos_weight": pos_weight},
+    )
     check_choice("reduction", reduction, REDUCTIONS)
     check_shape("targets", targets.shape, logits.shape, "like logits")
     for name, array in (("weight", weight), ("pos_weight", pos_weight)):
@@ -140,8 +149,9 @@ def _reduced(losses: Array, grad: Array, reduction: str, count: float) -> tuple[
         return losses, grad
     if reduction == "sum":
         return losses.sum(), grad
-    factor = 1 / count if count else float("nan")
-    return losses.sum() * factor, grad * factor
+    if not count:
+        return losses.sum() * float("nan"), grad
+    return losses.sum() * (1 / count), grad * (1 / count)
 
 
 def _broadcasts(shape: Shape, target: Shape) -> bool:

@@ -3,7 +3,6 @@
 from arraycnn.backends import Backend
 from arraycnn.functional._arguments import channel_vector, enter
 from arraycnn.geometry import check_shape, count_of
-from arraycnn.random import seed_of
 from arraycnn.scalars import probability, real_of
 from arraycnn.types import Array
 
@@ -115,22 +114,30 @@ def dropout(x: Array, p: float = 0.5, *, seed: int, counter: int = 0) -> Array:
             seed or counter.
     """
     backend = enter(x=x)
-    seed, counter = seed_of(seed), count_of("counter", counter, minimum=0)
-    return backend.dropout(x, probability("p", p), seed, counter)
+    return backend.dropout(x, *_mask(p, seed, counter))
 
 
 def dropout_grad(grad_output: Array, p: float = 0.5, *, seed: int, counter: int = 0) -> Array:
     """Gradient of `dropout` with respect to x: the same mask and scale."""
-    return dropout(grad_output, p, seed=seed, counter=counter)
+    backend = enter(grad_output=grad_output)
+    return backend.dropout(grad_output, *_mask(p, seed, counter))
+
+
+def _mask(p: float, seed: int, counter: int) -> tuple[float, int, int]:
+    return (
+        probability("p", p),
+        count_of("seed", seed, minimum=0),
+        count_of("counter", counter, minimum=0),
+    )
 
 
 def _enter(
     x: Array, mean: Array | None, var: Array | None, weight: Array | None, bias: Array | None
 ) -> Backend:
-    backend = enter(x=x, running_mean=mean, running_var=var, weight=weight, bias=bias)
+    vectors = {"running_mean": mean, "running_var": var, "weight": weight, "bias": bias}
+    backend = enter(x=x, optional=vectors)
     if x.ndim < 2:
         raise ValueError(f"x must be (N, channels, ...), got shape {tuple(x.shape)}")
-    vectors = {"running_mean": mean, "running_var": var, "weight": weight, "bias": bias}
     for name, array in vectors.items():
         channel_vector(name, array, x.shape[1], "x")
     return backend

@@ -51,13 +51,13 @@ def int_of(value: Any) -> int:
     return operator.index(value)
 
 
-def count_of(name: str, value: Any, *, minimum: int = 1) -> int:
+def count_of(name: str, value: Any, *, minimum: int | None = 1) -> int:
     """``value`` as a single int of at least ``minimum``; the error names the argument."""
     try:
         number = int_of(value)
     except TypeError:
         raise TypeError(f"{name} must be an int, got {value!r}") from None
-    if number < minimum:
+    if minimum is not None and number < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {number}")
     return number
 

@@ -8,7 +8,7 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 
 from arraycnn.backends import Backend, BackendLike, backend_of, get_backend
-from arraycnn.functional._arguments import check_dtype
+from arraycnn.functional._arguments import check_dtype, moved_in, owner_of
 from arraycnn.geometry import check_shape
 from arraycnn.random import child_seed
 from arraycnn.types import Array, Shape
@@ -253,15 +253,8 @@ class Layer(ABC):
             TypeError: not a float array, or not of the parameters' dtype.
             ValueError: an array of another device.
         """
-        origin = backend_of(x)
-        backend = self.backend or origin
-        if origin is not backend:
-            if origin.xp is not np:
-                raise ValueError(
-                    f"{type(self).__name__} is on {backend.name}, but x is on {origin.name}; move "
-                    f"one of them, e.g. with model.to({origin.name!r})"
-                )
-            x = backend.asarray(x)
+        backend = self.backend or owner_of("x", x)
+        x = moved_in(backend, "x", x)
         check_dtype("x", x.dtype, DTYPES)
         dtype = self.dtype
         if dtype is not None and x.dtype != dtype:
@@ -315,8 +308,7 @@ def receive_grad(backend: Backend, grad: Array, y: Array, *, relu: bool = False)
 
     With ``relu``, y is max(h, 0) and the gradient with respect to h is returned.
     """
-    if not backend.owns(grad):
-        grad = backend.asarray(grad)
+    grad = moved_in(backend, "grad_output", grad)
     check_shape("grad_output", grad.shape, y.shape, "like the layer's output")
     if grad.dtype != y.dtype:
         raise TypeError(
