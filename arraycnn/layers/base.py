@@ -9,7 +9,7 @@ import numpy as np
 
 from arraycnn.backends import Backend, BackendLike, backend_of, get_backend
 from arraycnn.functional._arguments import check_dtype, moved_in, owner_of
-from arraycnn.geometry import check_shape
+from arraycnn.geometry import check_shape, count_of
 from arraycnn.random import child_seed
 from arraycnn.types import Array, Shape
 
@@ -152,11 +152,17 @@ class Layer(ABC):
 
         Raises:
             ValueError: names missing or unexpected (only if ``strict``), shapes that differ.
+            TypeError: not a mapping, or something that does not hold real numbers.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(
+                f"state must be a mapping of names to arrays, as state_dict() returns, got "
+                f"{type(state).__name__}"
+            )
         tensors = dict(self.named_tensors())
         missing = [name for name in tensors if name not in state] if strict else []
         unexpected = [name for name in state if name not in tensors] if strict else []
-        loaded = {name: _host(state[name]) for name in tensors if name in state}
+        loaded = {name: _host_copy(name, state[name]) for name in tensors if name in state}
         problems = [f"missing: {', '.join(missing)}"] if missing else []
         problems += [f"unexpected: {', '.join(unexpected)}"] if unexpected else []
         problems += [
@@ -186,8 +192,11 @@ class Layer(ABC):
     def load_random_state(self, state: Mapping[str, Mapping[str, int]]) -> None:
         """Restore what `random_state` returned.
 
+        Nothing changes unless everything fits.
+
         Raises:
-            ValueError: the names are not those of this network's random layers.
+            ValueError: the names are not those of this network's random layers; an entry that is
+                not a seed and a counter of at least 0. TypeError: one that is not an int.
         """
         layers = {n: layer for n, layer in self.named_layers() if isinstance(layer, RandomLayer)}
         if set(layers) != set(state):
@@ -195,20 +204,21 @@ class Layer(ABC):
                 f"random state is for the layers {sorted(state)}, but this network's random "
                 f"layers are {sorted(layers)}"
             )
+        streams = {name: _stream(name, state[name]) for name in layers}
         for name, layer in layers.items():
-            layer.seed, layer.counter = state[name]["seed"], state[name]["counter"]
+            layer.seed, layer.counter = streams[name]
 
     def to(self, backend: BackendLike | None = None, *, dtype: Any = None) -> Self:
         """Move to a backend, convert to a float dtype, or both; in place, returns self.
 
         An optimizer's state stays behind: make the optimizer after moving.
         """
+        if dtype is not None:
+            dtype = float_dtype(dtype)
         if backend is not None:
             backend = get_backend(backend)
             for _, layer in self.named_layers():
                 layer.backend = backend
-        if dtype is not None:
-            dtype = float_dtype(dtype)
         for _, tensor in self.named_tensors():
             target = backend or backend_of(tensor.data)
             kind = dtype if tensor.dtype.kind == "f" else None
@@ -303,6 +313,19 @@ class RandomLayer(Layer):
     counter: int
 
 
+def _stream(name: str, entry: Any) -> tuple[int, int]:
+    """Seed and counter of one layer's entry in a random state."""
+    if not isinstance(entry, Mapping) or set(entry) != {"seed", "counter"}:
+        raise ValueError(
+            f"the random state of layer {name!r} must be a seed and a counter, as random_state() "
+            f"returns, got {entry!r}"
+        )
+    seed, counter = (
+        count_of(f"{key} of layer {name!r}", entry[key], minimum=0) for key in ("seed", "counter")
+    )
+    return seed, counter
+
+
 def receive_grad(backend: Backend, grad: Array, y: Array, *, relu: bool = False) -> Array:
     """The door of ``backward``: ``grad`` on the backend, shaped and typed like the output ``y``.
 
@@ -321,11 +344,11 @@ def receive_grad(backend: Backend, grad: Array, y: Array, *, relu: bool = False)
 def float_dtype(dtype: Any) -> Any:
     """``dtype`` as a NumPy dtype that layers compute in."""
     try:
-        result = np.dtype(dtype)
+        result = None if dtype is None else np.dtype(dtype)  # None would mean float64 to NumPy
     except TypeError:
-        raise TypeError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}") from None
-    if result.name not in DTYPES:
-        raise TypeError(f"dtype must be one of {', '.join(DTYPES)}, got {result}")
+        result = None
+    if str(result) not in DTYPES:  # the name of one in foreign byte order is another
+        raise TypeError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     return result
 
 
@@ -335,11 +358,17 @@ def _moved(array: Array, backend: Backend, dtype: Any) -> Array:
     return array if dtype is None else backend.asarray(array, dtype)
 
 
-def _host(array: Any) -> Array:
-    """``array`` in host memory: ours, or anything that NumPy can read."""
+def _host_copy(name: str, array: Any) -> Array:
+    """A copy in host memory of our array or anything that NumPy can read, of real numbers."""
     if hasattr(array, "detach"):  # a PyTorch tensor that requires a gradient refuses NumPy
         array = array.detach().cpu()
-    return array.get() if hasattr(array, "get") else np.asarray(array)
+    array = array.get() if hasattr(array, "get") else np.array(array)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(
+            f"{name} must hold real numbers, got dtype {array.dtype}; convert it first, e.g. to "
+            "float32"
+        )
+    return array
 
 
 def _unique(layers: Iterator[Layer]) -> Iterator[Layer]:
