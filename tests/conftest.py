@@ -6,6 +6,7 @@ import hypothesis
 import numpy as np
 import pytest
 
+import arraycnn
 from arraycnn.backends import Backend, available_backends, get_backend
 
 hypothesis.settings.register_profile(
@@ -17,7 +18,8 @@ BACKENDS = [name for name in ("cpu", "cuda") if name in available_backends()]
 
 
 def pytest_report_header() -> list[str]:
-    versions = f"Python {platform.python_version()}, NumPy {np.__version__}"
+    python = platform.python_version()
+    versions = f"arraycnn {arraycnn.__version__}, NumPy {np.__version__}, Python {python}"
     return [versions, *(f"backend {name}: {get_backend(name).describe()}" for name in BACKENDS)]
 
 

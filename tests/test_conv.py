@@ -1,5 +1,6 @@
 """Convolution, its adjoints, transposed convolution and im2col: values, properties, memory."""
 
+import tracemalloc
 from dataclasses import dataclass
 from typing import Any
 
@@ -548,3 +549,42 @@ def test_smallest_batches(stride, kernel, size, batch, backend) -> None:
     assert batch or not grad.any()
     grad = conv(backend, "conv2d_input_grad", (batch, *x.shape[1:]), weight, y, **options)
     assert grad.shape == (batch, *x.shape[1:])
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_batch_last_in_batch_last_out(ndim: int, backend, rng) -> None:
+    """The memory format that makes every result the next layer's input as it is."""
+    x = put(backend, rng.standard_normal((3, 4, *(5,) * ndim)), "batch_last")
+    weight = put(backend, rng.standard_normal((4, 4, *(3,) * ndim)))
+    for stride in (1, 2):
+        y = getattr(F, f"conv{ndim}d")(x, weight, stride=stride, padding=1)
+        grad = getattr(F, f"conv{ndim}d_input_grad")(x.shape, weight, y, stride=stride, padding=1)
+        for result in (y, grad, getattr(F, f"conv_transpose{ndim}d")(x, weight, stride=stride)):
+            assert backend.xp.moveaxis(result, 0, -1).flags.c_contiguous
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"groups": 4}, {"dilation": 2}], ids=str)
+def test_columns_stay_within_the_workspace(options: dict, workspace, backend, rng) -> None:
+    """Beyond input, output and their padded copies, memory is bounded by the limit."""
+    if backend.name != "cpu":
+        pytest.skip("measures host memory")
+    x = rng.standard_normal((4, 8, 32, 32)).astype("float32")
+    groups = options.get("groups", 1)
+    weight = rng.standard_normal((8, 8 // groups, 7, 7)).astype("float32")
+    y = F.conv2d(x, weight, padding=3, **options)
+    columns = 8 * 49 * (y.size // 8) * 4
+    assert columns > 1_500_000
+    limit = 50_000
+    workspace(limit)
+    calls = {
+        "forward": lambda: F.conv2d(x, weight, padding=3, **options),
+        "input_grad": lambda: F.conv2d_input_grad(x.shape, weight, y, padding=3, **options),
+        "weight_grad": lambda: F.conv2d_weight_grad(x, weight.shape, y, padding=3, **options),
+    }
+    for name, function in calls.items():
+        tracemalloc.start()
+        function()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        # batch-last copies of x and y, padded copies of either, the result, and tiles
+        assert peak < 2 * (x.nbytes + y.nbytes) + 4 * limit, (name, peak)
