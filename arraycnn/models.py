@@ -87,6 +87,7 @@ def lenet5(
         Flatten(),
     ]
     features = _features("lenet5", layers, in_channels, image_size)
+    num_classes = count_of("num_classes", num_classes)
     head = [Dense(features, 120), ReLU(), Dense(120, 84), ReLU(), Dense(84, num_classes)]
     return Sequential(*layers, *head, seed=seed_of(seed), backend=backend)
 
@@ -113,6 +114,7 @@ def two_layer_cnn(
         Flatten(),
     ]
     features = _features("two_layer_cnn", layers, in_channels, image_size)
+    num_classes = count_of("num_classes", num_classes)
     return Sequential(*layers, Dense(features, num_classes), seed=seed_of(seed), backend=backend)
 
 
@@ -125,9 +127,12 @@ def mlp(
     backend: BackendLike | None = None,
 ) -> Sequential:
     """A dense network with ReLU, for comparison; flattens (N, C, *S) first; returns logits."""
+    if not isinstance(hidden, Sequence) or isinstance(hidden, str):
+        raise TypeError(f"hidden must be a sequence of widths such as (128,), got {hidden!r}")
+    num_classes = count_of("num_classes", num_classes)
     layers: list[Layer] = [Flatten()]
     for width in hidden:
-        layers += [Dense(in_features, width), ReLU()]
+        layers += [Dense(in_features, count_of("each width in hidden", width)), ReLU()]
         in_features = width
     return Sequential(*layers, Dense(in_features, num_classes), seed=seed_of(seed), backend=backend)
 
@@ -152,6 +157,7 @@ def resnet(
         ValueError: ``depth`` is not 6n + 2 with n ≥ 1.
     """
     depth = count_of("depth", depth)
+    width, num_classes = count_of("width", width), count_of("num_classes", num_classes)
     blocks, rest = divmod(depth - 2, 6)
     if rest or blocks < 1:
         raise ValueError(f"depth must be 6n + 2 for n ≥ 1, e.g. 20, 32 or 56, got {depth}")
