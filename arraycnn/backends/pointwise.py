@@ -57,7 +57,8 @@ class PointwisePrimitives(Layout):
             z *= np.uint64(multiplier)
         z ^= z >> np.uint64(SHIFTS[-1])
         keep = ((z >> np.uint64(32)) >= np.uint64(round(p * 2**32))).reshape(buffer.shape)
-        return batch_view(buffer * keep * x.dtype.type(1 / (1 - p) if p < 1 else 0))
+        scale = x.dtype.type(1 / (1 - p) if p < 1 else 0)
+        return batch_view(xp.where(keep, buffer * scale, 0))
 
     def erf(self, x: Array) -> Array:
         """The error function, to double precision: x·g(x²) with g expanded in Chebyshev series."""
@@ -68,7 +69,8 @@ class PointwisePrimitives(Layout):
         older, old = 0 * t, 0 * t
         for coefficient in _erf_series()[:0:-1]:  # Clenshaw's recurrence
             older, old = old, 2 * t * old - older + coefficient
-        return u * (t * old - older + _erf_series()[0])
+        inside = u * (t * old - older + _erf_series()[0])
+        return xp.where(xp.abs(x) < limit, inside, xp.sign(x))
 
 
 _ERF_LIMIT = 6.0  # erf(6) is 1 in double precision
