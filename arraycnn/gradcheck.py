@@ -8,6 +8,7 @@ import numpy as np
 
 from arraycnn.backends import backend_of
 from arraycnn.layers.base import Layer
+from arraycnn.scalars import real_of
 from arraycnn.types import Array
 
 
@@ -25,7 +26,8 @@ def gradcheck(
     """Check the gradients of a layer, or of a function that returns (y, backward).
 
     The directional derivative of ⟨y, r⟩ for a random r is compared with central differences in
-    every input element and, for a layer, every parameter element.
+    every input element and, for a layer, every parameter element. The layer's state, gradients and
+    random state are afterwards what they were.
 
     Args:
         function: a layer, or ``f(*inputs) → (y, backward)`` with ``backward(grad_y)`` returning the
@@ -35,11 +37,17 @@ def gradcheck(
         seed: of r.
 
     Raises:
-        GradientError: a gradient is wrong. TypeError: an array that is not float64.
+        GradientError: a gradient is wrong, missing or misshapen. TypeError: no inputs, or an array
+            that is not float64. ValueError: a step or tolerance that is not positive.
     """
-    parameters = list(function.named_parameters()) if isinstance(function, Layer) else []
+    step = real_of("step", step, positive=True)
+    tolerance = real_of("tolerance", tolerance, positive=True)
+    if not inputs:
+        raise TypeError("gradcheck needs at least one input, as gradcheck(function, x)")
+    layer = function if isinstance(function, Layer) else None
+    parameters = dict(layer.named_parameters()) if layer is not None else {}
     arrays = {f"input {i}": x for i, x in enumerate(inputs)}
-    arrays |= {name: parameter.data for name, parameter in parameters}
+    arrays |= {name: parameter.data for name, parameter in parameters.items()}
     for name, array in arrays.items():
         if getattr(array, "dtype", None) != np.float64:
             raise TypeError(
@@ -50,36 +58,61 @@ def gradcheck(
     backend = backend_of(*arrays.values())
     inputs = tuple(x.copy() for x in inputs)
     arrays |= {f"input {i}": x for i, x in enumerate(inputs)}
-    run = function.forward if isinstance(function, Layer) else function
-    random_state = function.random_state() if isinstance(function, Layer) else {}
+    state = (
+        {name: array.copy() for name, array in layer.state_dict().items()}
+        if layer is not None
+        else {}
+    )
+    random_state = layer.random_state() if layer is not None else {}
+    grads = [parameter.grad for parameter in parameters.values()]
 
     def forward() -> Any:
-        if isinstance(function, Layer):
-            function.load_random_state(random_state)  # the same dropout mask every time
-        return run(*inputs)
+        if layer is None:
+            return function(*inputs)
+        layer.load_random_state(random_state)  # the same dropout mask every time
+        return layer.forward(*inputs)
 
-    kept = [parameter.grad for _, parameter in parameters]
-    for _, parameter in parameters:
-        parameter.grad = None
-    y, backward = forward()
-    direction = backend.asarray(np.random.default_rng(seed).standard_normal(y.shape))
-    gradients = backward(direction)
-    gradients = gradients if isinstance(gradients, tuple) else (gradients,)
-    exact = dict(zip((f"input {i}" for i in range(len(inputs))), gradients, strict=True))
-    for (name, parameter), grad in zip(parameters, kept, strict=True):
-        exact[name], parameter.grad = parameter.grad, grad
-    for name, array in arrays.items():
-        grad = exact[name]
-        for index in np.ndindex(array.shape):
-            value = float(array[index])
-            array[index] = value + step
-            above = float((forward()[0] * direction).sum())
-            array[index] = value - step
-            below = float((forward()[0] * direction).sum())
-            array[index] = value
-            found, expected = float(grad[index]), (above - below) / (2 * step)
-            if not math.isclose(found, expected, rel_tol=tolerance, abs_tol=tolerance):
-                raise GradientError(
-                    f"the gradient of {name} at {index} is {found:.9g}, but finite differences "
-                    f"give {expected:.9g}"
-                )
+    try:
+        for parameter in parameters.values():
+            parameter.grad = None
+        y, backward = forward()
+        direction = backend.asarray(np.random.default_rng(seed).standard_normal(y.shape))
+        gradients = backward(direction)
+        gradients = gradients if isinstance(gradients, tuple) else (gradients,)
+        if len(gradients) != len(inputs):
+            raise GradientError(
+                f"backward returned {len(gradients)} gradients for {len(inputs)} inputs"
+            )
+        exact = {f"input {i}": gradient for i, gradient in enumerate(gradients)}
+        exact |= {name: parameter.grad for name, parameter in parameters.items()}
+        for name, array in arrays.items():
+            _check_shape(name, exact[name], array)
+            for index in np.ndindex(array.shape):
+                value = float(array[index])
+                array[index] = value + step
+                above = float((forward()[0] * direction).sum())
+                array[index] = value - step
+                below = float((forward()[0] * direction).sum())
+                array[index] = value
+                found, expected = float(exact[name][index]), (above - below) / (2 * step)
+                if not math.isclose(found, expected, rel_tol=tolerance, abs_tol=tolerance):
+                    raise GradientError(
+                        f"the gradient of {name} at {index} is {found:.9g}, but finite differences "
+                        f"give {expected:.9g}"
+                    )
+    finally:
+        if layer is not None:
+            layer.load_state_dict(state)
+            layer.load_random_state(random_state)
+        for parameter, grad in zip(parameters.values(), grads, strict=True):
+            parameter.grad = grad
+
+
+def _check_shape(name: str, gradient: Array | None, array: Array) -> None:
+    if gradient is None:
+        raise GradientError(f"{name} got no gradient from backward")
+    if gradient.shape != array.shape:
+        raise GradientError(
+            f"the gradient of {name} has shape {tuple(gradient.shape)} instead of "
+            f"{tuple(array.shape)}"
+        )
