@@ -8,7 +8,16 @@ from arraycnn.backends import (
     backend_of,
     get_backend,
 )
+from arraycnn.checkpoint import (
+    CheckpointInfo,
+    load_checkpoint,
+    load_keras_weights,
+    load_model,
+    read_checkpoint_info,
+    save_checkpoint,
+)
 from arraycnn.data import DataLoader, datasets
+from arraycnn.errors import CheckpointDamagedError, CheckpointError
 from arraycnn.gradcheck import GradientError, gradcheck
 from arraycnn.layers import *  # noqa: F403
 from arraycnn.layers import __all__ as _layers
@@ -23,8 +32,7 @@ from arraycnn.optim import (
     clip_grad_value,
 )
 from arraycnn.summary import summary
-
-__version__ = "0.1.0"
+from arraycnn.version import __version__
 
 __all__ = [
     "SGD",
@@ -33,9 +41,13 @@ __all__ = [
     "AdamW",
     "Backend",
     "BackendUnavailableError",
+    "CheckpointDamagedError",
+    "CheckpointError",
+    "CheckpointInfo",
     "DataLoader",
     "GradientError",
     "RMSprop",
+    "__version__",
     "accuracy",
     "available_backends",
     "backend_of",
@@ -48,8 +60,13 @@ __all__ = [
     "get_backend",
     "gradcheck",
     "init",
+    "load_checkpoint",
+    "load_keras_weights",
+    "load_model",
     "layers",
     "models",
+    "read_checkpoint_info",
+    "save_checkpoint",
     "schedules",
     "summary",
     "top_k_accuracy",

@@ -3,3 +3,14 @@
 
 class BackendUnavailableError(RuntimeError):
     """A backend was asked for that cannot run here; the message says what is missing."""
+
+
+class CheckpointError(ValueError):
+    """A file is no checkpoint that can be trusted, or not one of this network.
+
+    The message says which entry, what was found and what was expected.
+    """
+
+
+class CheckpointDamagedError(CheckpointError):
+    """The file is not what a writer wrote: truncated, altered or no checkpoint at all."""

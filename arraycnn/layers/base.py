@@ -3,6 +3,7 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from os import PathLike
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -180,6 +181,26 @@ class Layer(ABC):
         }
         for name, array in fresh.items():
             tensors[name].data[...] = array
+
+    def save_safetensors(self, path: str | PathLike[str]) -> None:
+        """Write `state_dict` as a safetensors file; needs the package ``safetensors``.
+
+        Raises:
+            OSError: as `save_checkpoint`; a previous file is untouched then.
+        """
+        from arraycnn.checkpoint import safetensors
+
+        safetensors.save_safetensors(self, path)
+
+    def load_safetensors(self, path: str | PathLike[str], strict: bool = True) -> None:
+        """`load_state_dict` from a safetensors file; needs the package ``safetensors``.
+
+        Raises:
+            CheckpointError: not such a file, or it does not fit. OSError: it cannot be opened.
+        """
+        from arraycnn.checkpoint import safetensors
+
+        safetensors.load_safetensors(self, path, strict)
 
     def random_state(self) -> dict[str, dict[str, int]]:
         """Seed and counter of every layer that draws random numbers, by name; plain data."""

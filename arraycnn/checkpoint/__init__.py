@@ -1,0 +1,23 @@
+"""Checkpoints: HDF5 files that show their own damage, written so that a crash loses nothing.
+
+The format is specified in docs/checkpoint-format.md. ``python -m arraycnn.checkpoint FILE`` prints
+what is in a file and verifies it.
+"""
+
+from arraycnn.checkpoint.keras import load_keras_weights
+from arraycnn.checkpoint.load import (
+    CheckpointInfo,
+    load_checkpoint,
+    load_model,
+    read_checkpoint_info,
+)
+from arraycnn.checkpoint.save import save_checkpoint
+
+__all__ = [
+    "CheckpointInfo",
+    "load_checkpoint",
+    "load_keras_weights",
+    "load_model",
+    "read_checkpoint_info",
+    "save_checkpoint",
+]

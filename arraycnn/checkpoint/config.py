@@ -1,0 +1,191 @@
+"""Networks and schedules as plain data and back: names from an allow-list, never an import.
+
+{"class": "Conv2d", "config": {"in_channels": 1, …}}   an object and its constructor's arguments
+{"again": 3}                                            the object begun as number 3, shared
+{"float": "-inf"}                                       what JSON has no number for
+"""
+
+import dataclasses
+import functools
+import inspect
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from arraycnn import layers, schedules
+from arraycnn.errors import CheckpointError
+from arraycnn.layers.base import Layer
+
+MAX_OBJECTS = 10_000
+PLACEMENT = ("seed", "backend", "dtype")  # arguments that a configuration does not hold
+
+_SCHEDULES = {
+    name: value
+    for name, value in vars(schedules).items()
+    if isinstance(value, type)
+    and dataclasses.is_dataclass(value)
+    and value.__module__ == schedules.__name__
+}
+_LAYERS = {
+    name: value
+    for name in layers.__all__
+    if isinstance(value := getattr(layers, name), type)
+    and issubclass(value, Layer)
+    and not inspect.isabstract(value)
+}
+
+
+def describe(thing: Any) -> dict[str, Any]:
+    """A layer or schedule as plain data.
+
+    Raises:
+        TypeError, AttributeError: its configuration is not plain data.
+    """
+    return _Encoder().encode(thing)  # type: ignore[no-any-return]
+
+
+def is_schedule(thing: Any) -> bool:
+    """Whether `build_schedule` can rebuild it (but for the schedules inside it)."""
+    return _SCHEDULES.get(type(thing).__name__) is type(thing)
+
+
+def build_schedule(data: Any) -> Any:
+    """The schedule that `describe` described.
+
+    Raises:
+        CheckpointError: not one of ours, or arguments that it refuses.
+    """
+    return _Decoder(_SCHEDULES, "schedule").decode_object(data)
+
+
+def build_model(data: Any, classes: Iterable[type[Layer]] = ()) -> Layer:
+    """The network that `describe` described, on the CPU, its parameters without values.
+
+    Args:
+        classes: the caller's own layers that may be built, by their names.
+
+    Raises:
+        CheckpointError: a class that is neither ours nor in ``classes``, or arguments that it
+            refuses. TypeError, ValueError: ``classes`` are not layers, or named like one of ours.
+    """
+    allowed = dict(_LAYERS)
+    for cls in classes:
+        if not (isinstance(cls, type) and issubclass(cls, Layer)):
+            raise TypeError(f"classes must be subclasses of Layer, got {cls!r}")
+        if allowed.setdefault(cls.__name__, cls) is not cls:
+            raise ValueError(f"classes has a second layer named {cls.__name__}; rename it")
+    layer = _Decoder(allowed, "model").decode_object(data)
+    if not isinstance(layer, Layer):
+        raise CheckpointError(f"meta: model must be a layer, got {layer!r}")
+    return layer
+
+
+class _Encoder:
+    def __init__(self) -> None:
+        self._numbers: dict[int, int] = {}
+
+    def encode(self, value: Any) -> Any:
+        if value is None or isinstance(value, bool | str | int):
+            return value
+        if isinstance(value, float):
+            return value if math.isfinite(value) else {"float": repr(float(value))}
+        if isinstance(value, np.integer | np.floating):
+            return self.encode(value.item())
+        if isinstance(value, list | tuple):
+            return [self.encode(item) for item in value]
+        if isinstance(value, Layer):
+            return self._object(value, value.config())
+        if is_schedule(value):
+            fields = [field.name for field in dataclasses.fields(value)]
+            return self._object(value, {name: getattr(value, name) for name in fields})
+        raise TypeError(f"{value!r} of type {type(value).__name__} is not plain data")
+
+    def _object(self, value: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+        number = self._numbers.get(id(value))
+        if number is not None:
+            return {"again": number}
+        self._numbers[id(value)] = len(self._numbers)
+        encoded = {name: self.encode(item) for name, item in config.items()}
+        return {"class": type(value).__name__, "config": encoded}
+
+
+class _Decoder:
+    def __init__(self, allowed: Mapping[str, type], what: str) -> None:
+        self._allowed = allowed
+        self._what = what
+        self._objects: list[Any] = []
+
+    def decode_object(self, data: Any) -> Any:
+        if not isinstance(data, dict):
+            raise self._error(f"must be an object, got {data!r:.80}")
+        return self._decode(data)
+
+    def _decode(self, data: Any) -> Any:
+        if isinstance(data, list):
+            return tuple(self._decode(item) for item in data)
+        if not isinstance(data, dict):
+            return data
+        if data.keys() == {"class", "config"}:
+            return self._object(data["class"], data["config"])
+        if data.keys() == {"again"}:
+            return self._again(data["again"])
+        if data.keys() == {"float"} and data["float"] in ("inf", "-inf", "nan"):
+            return float(data["float"])
+        raise self._error(
+            f"must hold 'class' and 'config', got an object with {sorted(data)!r:.80}"
+        )
+
+    def _object(self, name: Any, config: Any) -> Any:
+        if not isinstance(name, str) or name not in self._allowed:
+            raise self._error(
+                f"the class {name!r:.80} is not allowed; if it is yours, pass it as "
+                f"load_model(..., classes=(YourLayer,)). Known are {', '.join(self._allowed)}"
+            )
+        if not isinstance(config, dict):
+            raise self._error(f"the config of {name} must be an object, got {config!r:.80}")
+        number = len(self._objects)
+        if number == MAX_OBJECTS:
+            raise self._error(f"more than the {MAX_OBJECTS} layers allowed")
+        self._objects.append(None)
+        arguments = {key: self._decode(item) for key, item in config.items()}
+        try:
+            self._objects[number] = built = _construct(self._allowed[name], arguments)
+        except (TypeError, ValueError, OverflowError, MemoryError) as error:
+            raise self._error(f"{name} cannot be built: {error}") from error
+        return built
+
+    def _again(self, number: Any) -> Any:
+        known = isinstance(number, int) and 0 <= number < len(self._objects)
+        if not known or self._objects[number] is None:
+            raise self._error(
+                f"'again' must be the number of a finished object, got {number!r:.80}"
+            )
+        return self._objects[number]
+
+    def _error(self, message: str) -> CheckpointError:
+        return CheckpointError(f"meta: {self._what}: {message}")
+
+
+def _construct(cls: type, arguments: dict[str, Any]) -> Any:
+    parameters = inspect.signature(cls).parameters
+    unknown = [name for name in arguments if name not in parameters or name in PLACEMENT]
+    if unknown:
+        raise TypeError(f"unknown arguments {unknown!r:.80}")
+    positional: list[Any] = []
+    for name, parameter in parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL and name in arguments:
+            positional = arguments.pop(name)
+    if _LAYERS.get(cls.__name__) is not cls:
+        return cls(*positional, **arguments)
+    # Values come from the file, so none are drawn: that would take as long as a hostile
+    # configuration likes, while memory that is never touched costs nothing.
+    layer = _without_values(cls)(*positional, **arguments)
+    object.__setattr__(layer, "__class__", cls)
+    return layer
+
+
+@functools.cache
+def _without_values(cls: type) -> Any:
+    return type(cls.__name__, (cls,), {"initialize": lambda self, seed: None})

@@ -1,0 +1,239 @@
+"""What a checkpoint holds: the metadata and the arrays of a model and an optimizer."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from arraycnn.backends import backend_of
+from arraycnn.checkpoint.config import describe, is_schedule
+from arraycnn.checkpoint.hdf5 import TYPES, Entry
+from arraycnn.checkpoint.metadata import plain
+from arraycnn.errors import CheckpointError
+from arraycnn.geometry import count_of
+from arraycnn.layers.base import Layer, Parameter, Tensor
+from arraycnn.optim import Optimizer
+from arraycnn.types import Array, Shape
+from arraycnn.version import __version__
+
+FORMAT = "arraycnn checkpoint"
+
+# What the metadata must have, and of which JSON types.
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "format": (str,),
+    "library": (str,),
+    "model": (dict,),
+    "dtype": (str, type(None)),
+    "params": (dict,),
+    "buffers": (dict,),
+    "optimizer": (dict, type(None)),
+    "schedule": (dict, type(None)),
+    "epoch": (int,),
+    "step": (int,),
+    "loader": (dict, type(None)),
+    "random": (dict,),
+    "extra": (dict,),
+}
+_OPTIMIZER_FIELDS: dict[str, tuple[type, ...]] = {
+    "kind": (str,),
+    "hyperparameters": (dict,),
+    "parameters": (list,),
+    "steps": (list,),
+    "slots": (list,),
+}
+
+
+def tensors_of(model: Layer) -> dict[str, Tensor]:
+    """Parameters and buffers by name, a shared one under its first name only."""
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.named_tensors():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor
+    return tensors
+
+
+def group_of(tensor: Tensor) -> str:
+    """The group of the file that holds ``tensor``."""
+    return "params" if isinstance(tensor, Parameter) else "buffers"
+
+
+def entry(group: str, name: str, dtype: Any, shape: Shape) -> Entry:
+    """The entry for the array ``name`` (dotted)."""
+    return Entry(f"{group}/{name.replace('.', '/')}", str(dtype), tuple(shape))
+
+
+def entry_of(name: str, tensor: Tensor) -> Entry:
+    """The entry that ``tensor`` of a model needs."""
+    return entry(group_of(tensor), name, tensor.dtype, tensor.shape)
+
+
+def parameter_names(model: Layer, optimizer: Optimizer) -> list[str]:
+    """The model's names for the optimizer's parameters, in the optimizer's order.
+
+    Raises:
+        ValueError: the optimizer has a parameter that the model does not have.
+    """
+    names = {id(tensor): name for name, tensor in tensors_of(model).items()}
+    strangers = [i for i, p in enumerate(optimizer.parameters) if id(p) not in names]
+    if strangers:
+        raise ValueError(
+            f"optimizer has parameters that model does not have (numbers {strangers}); save it "
+            "with the model that it was made for"
+        )
+    return [names[id(parameter)] for parameter in optimizer.parameters]
+
+
+def metadata_of(
+    model: Layer,
+    optimizer: Optimizer | None,
+    optimizer_state: Mapping[str, Any] | None,
+    *,
+    schedule: Any,
+    loader: Any,
+    epoch: int,
+    step: int,
+    extra: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The metadata as `checked` accepts it.
+
+    Raises:
+        TypeError, ValueError: something that cannot be saved, by name.
+    """
+    index: dict[str, dict[str, Any]] = {"params": {}, "buffers": {}}
+    for name, tensor in tensors_of(model).items():
+        if str(tensor.dtype) not in TYPES:
+            raise TypeError(f"{name} must be one of {', '.join(TYPES)}, got {tensor.dtype}")
+        index[group_of(tensor)][name] = [str(tensor.dtype), list(tensor.shape)]
+    optimizer_data = None
+    if optimizer is not None and optimizer_state is not None:
+        optimizer_data = {
+            "kind": optimizer_state["kind"],
+            "hyperparameters": plain(optimizer_state["hyperparameters"], "hyperparameters"),
+            "parameters": parameter_names(model, optimizer),
+            "steps": optimizer_state["steps"],
+            "slots": list(optimizer_state["slots"]),
+        }
+    return {
+        "format": FORMAT,
+        "library": __version__,
+        "model": model_data(model),
+        "dtype": None if model.dtype is None else str(model.dtype),
+        **index,
+        "optimizer": optimizer_data,
+        "schedule": schedule_data(schedule),
+        "epoch": count_of("epoch", epoch, minimum=0),
+        "step": count_of("step", step, minimum=0),
+        "loader": None if loader is None else plain(loader.state_dict(), "loader.state_dict()"),
+        "random": model.random_state(),
+        "extra": {} if extra is None else plain(extra, "extra"),
+    }
+
+
+def model_data(model: Layer) -> dict[str, Any]:
+    """The model's configuration, or why it has none."""
+    try:
+        return describe(model)
+    except (AttributeError, TypeError) as error:
+        return {"problem": str(error)}
+
+
+def schedule_data(schedule: Any) -> dict[str, Any] | None:
+    """A schedule as data; of one that is not ours only the name."""
+    if schedule is None:
+        return None
+    if is_schedule(schedule):
+        try:
+            return describe(schedule)
+        except TypeError:  # a warm-up to a schedule of the user's
+            pass
+    return {"custom": getattr(schedule, "__name__", type(schedule).__name__)}
+
+
+def checked(meta: dict[str, Any]) -> dict[str, Any]:
+    """``meta`` if it has all fields and no others, of the right types.
+
+    Raises:
+        CheckpointError: otherwise; the message names the field.
+    """
+    _check_fields("meta", meta, _FIELDS)
+    if meta["format"] != FORMAT:
+        raise CheckpointError(f"meta: format must be {FORMAT!r}, got {meta['format']!r:.80}")
+    for name in ("epoch", "step"):
+        if meta[name] < 0:
+            raise CheckpointError(f"meta: {name} must be at least 0, got {meta[name]}")
+    for group in ("params", "buffers"):
+        for name, value in meta[group].items():
+            _check_index(f"meta: {group}: {name!r:.80}", name, value)
+    if meta["optimizer"] is not None:
+        _check_optimizer(meta["optimizer"], meta["params"])
+    return meta
+
+
+def entries_of(meta: Mapping[str, Any]) -> dict[str, Entry]:
+    """The model's arrays by name, as the index lists them."""
+    return {
+        name: entry(group, name, dtype, shape)
+        for group in ("params", "buffers")
+        for name, (dtype, shape) in meta[group].items()
+    }
+
+
+def slot_entries(meta: Mapping[str, Any]) -> Iterator[tuple[str, str, Entry]]:
+    """(slot, parameter's name, entry) of the optimizer's arrays."""
+    optimizer = meta["optimizer"]
+    if optimizer is None:
+        return
+    for slot in optimizer["slots"]:
+        for name, steps in zip(optimizer["parameters"], optimizer["steps"], strict=True):
+            if steps:
+                dtype, shape = meta["params"][name]
+                yield slot, name, entry(f"optimizer/{slot}", name, dtype, shape)
+
+
+def host(array: Array) -> Array:
+    """``array`` in host memory."""
+    return backend_of(array).to_numpy(array)
+
+
+def _check_fields(where: str, data: Any, fields: Mapping[str, tuple[type, ...]]) -> None:
+    missing = [name for name in fields if name not in data]
+    unexpected = [name for name in data if name not in fields]
+    if missing or unexpected:
+        raise CheckpointError(f"{where}: missing {missing}, unexpected {unexpected!r:.200}")
+    for name, types in fields.items():
+        value = data[name]
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            expected = " or ".join(kind.__name__ for kind in types)
+            raise CheckpointError(f"{where}: {name} must be {expected}, got {value!r:.80}")
+
+
+def _check_index(where: str, name: str, value: Any) -> None:
+    if not all(name.split(".")) or "/" in name or "\0" in name:
+        raise CheckpointError(f"{where}: not a dotted name")
+    if not isinstance(value, list) or len(value) != 2 or not isinstance(value[1], list):
+        raise CheckpointError(f"{where} must be [dtype, shape], got {value!r:.80}")
+    dtype, shape = value
+    if not isinstance(dtype, str) or dtype not in TYPES:
+        raise CheckpointError(
+            f"{where}: dtype must be one of {', '.join(TYPES)}, got {dtype!r:.80}"
+        )
+    if len(shape) > 32 or not all(type(n) is int and 0 <= n < 1 << 48 for n in shape):
+        raise CheckpointError(
+            f"{where}: shape must be up to 32 sizes below 2**48, got {shape!r:.80}"
+        )
+
+
+def _check_optimizer(optimizer: dict[str, Any], params: Mapping[str, Any]) -> None:
+    where = "meta: optimizer"
+    _check_fields(where, optimizer, _OPTIMIZER_FIELDS)
+    names, steps, slots = optimizer["parameters"], optimizer["steps"], optimizer["slots"]
+    if not all(isinstance(name, str) and name in params for name in names):
+        raise CheckpointError(f"{where}: parameters must be names of params, got {names!r:.200}")
+    if len(set(names)) != len(names):
+        raise CheckpointError(f"{where}: a parameter is listed twice")
+    if len(steps) != len(names) or not all(type(n) is int and n >= 0 for n in steps):
+        raise CheckpointError(f"{where}: steps must be {len(names)} counts, got {steps!r:.200}")
+    if len(slots) > 16 or not all(isinstance(s, str) and s.isidentifier() for s in slots):
+        raise CheckpointError(f"{where}: slots must be up to 16 names, got {slots!r:.200}")
+    if len(set(slots)) != len(slots):
+        raise CheckpointError(f"{where}: a slot is listed twice")

@@ -1,0 +1,144 @@
+"""The user block in front of the HDF5 data: size and digest, checked before HDF5 sees a byte.
+
+bytes 0..511   89 41 43 4E 4E 0D 0A 0A | u32 version | u32 0 | u64 length of the rest
+               | SHA-256 of the rest | zeros                              (little-endian)
+"""
+
+import hashlib
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+
+from arraycnn.checkpoint.atomic import PathLike
+from arraycnn.checkpoint.stream import Source
+from arraycnn.errors import CheckpointDamagedError, CheckpointError
+from arraycnn.types import Array
+
+MAGIC = b"\x89ACNN\r\n\n"
+VERSION = 1
+USER_BLOCK = 512
+CHUNK = 4 << 20
+
+_FIELDS = struct.Struct("<8sIIQ32s")
+
+
+def seal(descriptor: int) -> None:
+    """Write the user block of a file whose HDF5 part is complete."""
+    length = os.fstat(descriptor).st_size - USER_BLOCK
+    with ThreadPoolExecutor(1) as pool:
+        syncing = pool.submit(os.fsync, descriptor)  # while the digest is computed
+        digest = _digest(descriptor, length)
+        syncing.result()
+    fields = _FIELDS.pack(MAGIC, VERSION, 0, length, digest)
+    os.pwrite(descriptor, fields.ljust(USER_BLOCK, b"\0"), 0)
+
+
+@contextmanager
+def open_verified(path: PathLike, *, keep: bool, limit: int | None = None) -> Iterator[Source]:
+    """The bytes of a checkpoint whose size and digest are right.
+
+    Args:
+        path: a regular file. keep: hold the whole file in memory, so that what is used later is
+            what was verified; else it is read again where needed.
+
+    Raises:
+        OSError: the file cannot be read. CheckpointDamagedError: it is not intact.
+        CheckpointError: no checkpoint, or of a later version.
+    """
+    with open_regular(path) as descriptor:
+        size = os.fstat(descriptor).st_size
+        digest = _check_fields(os.pread(descriptor, USER_BLOCK, 0), size)
+        if limit is not None and size > limit:
+            raise CheckpointError(f"the file has {size} bytes, more than the {limit} that this "
+                                  "model can need")  # fmt: skip
+        memory = _memory(size) if keep else None
+        if _digest(descriptor, size - USER_BLOCK, memory) != digest:
+            raise CheckpointDamagedError(
+                "the checksum does not match: the file was damaged after it was written"
+            )
+        yield Source(size, descriptor, memory)
+
+
+@contextmanager
+def open_regular(path: PathLike) -> Iterator[int]:
+    """A descriptor of a regular file, for reading.
+
+    Raises:
+        OSError: it cannot be opened. CheckpointError: something else than a regular file.
+    """
+    # Opening a pipe without O_NONBLOCK would wait for a writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise CheckpointError("must be a regular file, not a directory, pipe or device")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _check_fields(block: bytes, size: int) -> bytes:
+    """The digest of a valid user block."""
+    if block[:8] != MAGIC:
+        raise CheckpointDamagedError(
+            f"no arraycnn checkpoint: the file must start with {MAGIC!r}, got {block[:8]!r}"
+        )
+    if len(block) < USER_BLOCK:
+        raise CheckpointDamagedError(
+            f"truncated: {size} bytes are less than the {USER_BLOCK} of the user block"
+        )
+    _, version, reserved, length, digest = _FIELDS.unpack_from(block)
+    if version != VERSION:
+        raise CheckpointError(
+            f"the format version is {version}, this library reads {VERSION}; use the version of "
+            "arraycnn that wrote the file, or a later one"
+        )
+    if reserved or any(block[_FIELDS.size :]):
+        raise CheckpointDamagedError("the reserved bytes of the user block must be zero")
+    if length != size - USER_BLOCK:
+        raise CheckpointDamagedError(
+            f"the file must have {length} bytes after the user block, got {size - USER_BLOCK}: "
+            "it was truncated or extended"
+        )
+    return bytes(digest)
+
+
+def _memory(size: int) -> Array:
+    try:
+        return np.empty(size, np.uint8)
+    except MemoryError:
+        raise CheckpointError(f"the file of {size} bytes does not fit into memory") from None
+
+
+def _digest(descriptor: int, length: int, memory: Array | None = None) -> bytes:
+    """SHA-256 of ``length`` bytes after the user block, kept in ``memory`` if there is one.
+
+    One thread reads a chunk while another hashes the one before; two buffers take turns.
+    """
+    if memory is None:
+        buffers = [memoryview(bytearray(min(CHUNK, length))) for _ in range(2)]
+    else:
+        whole = memoryview(memory)
+    state = hashlib.sha256()
+    with ThreadPoolExecutor(1) as pool:
+        hashing = None
+        for number, start in enumerate(range(0, length, CHUNK)):
+            part = slice(USER_BLOCK + start, USER_BLOCK + min(start + CHUNK, length))
+            chunk = buffers[number % 2][: part.stop - part.start] if memory is None else whole[part]
+            _read_exactly(descriptor, chunk, part.start)
+            if hashing is not None:
+                hashing.result()
+            hashing = pool.submit(state.update, chunk)
+    return state.digest()
+
+
+def _read_exactly(descriptor: int, into: memoryview, offset: int) -> None:
+    while into:
+        count = os.preadv(descriptor, [into], offset)
+        if count == 0:
+            raise CheckpointDamagedError("the file became shorter while it was read")
+        into, offset = into[count:], offset + count

@@ -1,0 +1,115 @@
+"""What h5py reads from and writes to instead of a file: bytes that we hold, errors that we keep.
+
+libhdf5 does not survive every error of a file (a failed write leaves an object that cannot be
+closed), so a `Stream` never passes one to it: it keeps the first one, plays on, and `check` raises
+it afterwards.
+"""
+
+import os
+from typing import Any
+
+from arraycnn.errors import CheckpointDamagedError
+from arraycnn.types import Array
+
+
+class Source:
+    """The bytes of a file: a descriptor, and perhaps all that follow the user block in memory."""
+
+    def __init__(self, size: int, descriptor: int, memory: Array | None = None) -> None:
+        self.size = size
+        self._descriptor = descriptor
+        self._memory = memory
+
+    def kept(self, start: int, length: int) -> Array:
+        """The bytes from ``start`` as an array, not copied; only where they are in memory."""
+        if self._memory is None:
+            raise RuntimeError("this file was not taken into memory")
+        return self._memory[start : start + length]
+
+    def fetch(self, offset: int, into: memoryview) -> int:
+        """Fill ``into`` from ``offset``; the number of bytes there were."""
+        if self._memory is None:
+            return os.preadv(self._descriptor, [into], offset)
+        part = memoryview(self._memory)[offset : offset + len(into)]
+        into[: len(part)] = part
+        return len(part)
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write all of ``data`` at ``offset``."""
+        while data:
+            count = os.pwrite(self._descriptor, data, offset)
+            data, offset = data[count:], offset + count
+            self.size = max(self.size, offset)
+
+    def truncate(self, size: int) -> None:
+        """Set the length of the file."""
+        os.ftruncate(self._descriptor, size)
+        self.size = size
+
+
+class Stream:
+    """A file object for h5py over a `Source`."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._position = 0
+        self.failure: BaseException | None = None
+
+    def check(self) -> None:
+        """Raise the first error that was kept."""
+        if self.failure is not None:
+            raise self.failure
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Set the position, absolute or from the end."""
+        self._position = offset + (self._source.size if whence == os.SEEK_END else 0)
+        return self._position
+
+    def tell(self) -> int:
+        """The position."""
+        return self._position
+
+    def read(self, count: int) -> bytes:
+        """``count`` bytes. h5py knows a file by this method but calls `readinto`."""
+        data = bytearray(count)
+        self.readinto(memoryview(data))
+        return bytes(data)
+
+    def readinto(self, into: Any) -> int:
+        """Fill ``into``, with zeros where there is nothing."""
+        view = memoryview(into).cast("B")
+        wanted, done = len(view), 0
+        try:
+            while done < wanted and self.failure is None:
+                count = self._source.fetch(self._position + done, view[done:])
+                if count == 0:
+                    raise CheckpointDamagedError("HDF5 was led beyond the end of the file")
+                done += count
+        except BaseException as error:
+            self.failure = self.failure or error
+        view[done:] = bytes(wanted - done)
+        self._position += wanted
+        return wanted
+
+    def write(self, data: Any) -> int:
+        """Write ``data`` at the position."""
+        view = memoryview(data).cast("B")
+        try:
+            if self.failure is None:
+                self._source.write(self._position, view)
+        except BaseException as error:
+            self.failure = error
+        self._position += len(view)
+        return len(view)
+
+    def truncate(self, size: int) -> int:
+        """Set the length of the file."""
+        try:
+            if self.failure is None:
+                self._source.truncate(size)
+        except BaseException as error:
+            self.failure = error
+        return size
+
+    def flush(self) -> None:
+        """Nothing is buffered here."""
