@@ -19,6 +19,7 @@ from arraycnn.geometry import (
     check_shape,
     conv_window,
     count_of,
+    int_of,
     resolve_padding,
     shape_of,
     sizes_of,
@@ -27,6 +28,7 @@ from arraycnn.init import check_init, initial_weight
 from arraycnn.layers.activation import Activation
 from arraycnn.layers.base import Backward, Layer, Parameter, float_dtype, receive_grad
 from arraycnn.random import seed_of
+from arraycnn.scalars import any_real
 from arraycnn.types import Array, Shape
 
 
@@ -39,14 +41,14 @@ class ConstantPad2d(Layer):
 
     def __init__(self, padding: Padding, value: float = 0.0) -> None:
         self.padding = padding
-        self.value = float(value)
+        self.value = any_real("value", value)
         self._pairs = resolve_padding(padding, (1, 1), (1, 1))
 
     def forward(self, x: Array) -> tuple[Array, Backward]:
         backend, x = self.receive(x)
+        y = backend.empty(self.output_shape(x.shape), x.dtype)
         (top, _), (left, _) = self._pairs
         inner = (..., slice(top, top + x.shape[2]), slice(left, left + x.shape[3]))
-        y = backend.empty(self.output_shape(x.shape), x.dtype)
         y[...] = self.value
         y[inner] = x
         return y, lambda grad_y: receive_grad(backend, grad_y, y)[inner]
@@ -85,14 +87,7 @@ class PartialConv2d(Layer):
         self.in_channels = count_of("in_channels", in_channels)
         self.kernel_size = sizes_of("kernel_size", kernel_size, 2)
         self.stride = sizes_of("stride", stride, 2)
-        self.connections = tuple(map(tuple, connections))
-        if len({len(sources) for sources in self.connections}) != 1 or not all(
-            0 <= source < self.in_channels for sources in self.connections for source in sources
-        ):
-            raise ValueError(
-                f"connections must name, for each output channel, the same number of the "
-                f"{in_channels} input channels, got {connections!r}"
-            )
+        self.connections = _connections(connections, self.in_channels)
         check_init(init)
         self.init = init
         self.backend = get_backend(backend)
@@ -141,6 +136,23 @@ class PartialConv2d(Layer):
         return conv_window(input_shape[2:], self.kernel_size, stride=self.stride)
 
 
+def _connections(connections: Sequence[Sequence[int]], in_channels: int) -> tuple[Shape, ...]:
+    """The input channels of each output channel: as many for all, none twice, at least one."""
+    try:
+        rows = tuple(tuple(map(int_of, sources)) for sources in connections)
+    except TypeError:
+        rows = ()
+    lengths = {len(sources) for sources in rows}
+    exist = all(set(sources) <= set(range(in_channels)) for sources in rows)
+    differ = all(len(set(sources)) == len(sources) for sources in rows)
+    if len(lengths) != 1 or 0 in lengths or not exist or not differ:
+        raise ValueError(
+            f"connections must name, for each output channel, equally many different ones of the "
+            f"{in_channels} input channels, e.g. [[0, 1], [1, 2]], got {connections!r}"
+        )
+    return rows
+
+
 class UnitBias(Layer):
     """y = x + b with a bias for every unit of (C, *S), not one per channel.
 
@@ -153,6 +165,8 @@ class UnitBias(Layer):
     def __init__(
         self, shape: Shape, *, backend: BackendLike = "cpu", dtype: Any = "float32"
     ) -> None:
+        if not isinstance(shape, Sequence) or len(shape) < 1:
+            raise ValueError(f"shape must be (C, *S), the shape of one sample, got {shape!r}")
         self.shape = shape_of("shape", shape, len(shape))
         self.backend = get_backend(backend)
         self.bias = Parameter(self.backend.xp.zeros(self.shape, float_dtype(dtype)))
