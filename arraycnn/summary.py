@@ -1,8 +1,10 @@
 """A table of what a network consists of and costs."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from arraycnn.geometry import shape_of
 from arraycnn.layers.base import Layer
 from arraycnn.types import Shape
 
@@ -80,10 +82,20 @@ def summary(model: Layer, input_shape: Shape) -> Summary:
 
     Raises:
         ValueError: the shape does not fit; the message is the first failing layer's.
+        TypeError: not a layer, or sizes that are no ints.
     """
+    if not isinstance(model, Layer):
+        raise TypeError(f"model must be a layer, got {model!r}")
+    if not isinstance(input_shape, Sequence) or isinstance(input_shape, str):
+        raise TypeError(
+            f"input_shape must be (N, C, *S), batch included, e.g. (1, 3, 32, 32), got "
+            f"{input_shape!r}"
+        )
+    input_shape = shape_of("input_shape", input_shape, len(input_shape))
+    model.output_shape(input_shape)  # refuses what does not fit together
     itemsize = 4 if model.dtype is None else model.dtype.itemsize
     rows = []
-    for name, layer, shape in model.leaves(tuple(input_shape)):
+    for name, layer, shape in model.leaves(input_shape):
         output = layer.output_shape(shape)
         rows.append(
             Row(
@@ -96,7 +108,7 @@ def summary(model: Layer, input_shape: Shape) -> Summary:
                 workspace_bytes=layer.workspace_bytes(shape),
             )
         )
-    return Summary(tuple(rows), tuple(input_shape), sum(p.size for p in model.parameters()))
+    return Summary(tuple(rows), input_shape, sum(p.size for p in model.parameters()))
 
 
 def _bytes(count: int) -> str:
