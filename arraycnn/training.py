@@ -245,7 +245,10 @@ class Trainer:
             if self._stopping:
                 return False
         if self.batch == 0:
-            raise ValueError("train_loader gave no batches; an epoch needs at least one")
+            raise ValueError(
+                "train_loader gave no batches; an epoch needs at least one, and a generator has "
+                "none after its first: use a DataLoader"
+            )
         return True
 
     def _update(self, images: Array, labels: Array) -> None:

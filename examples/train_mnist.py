@@ -175,7 +175,8 @@ def draw(options: argparse.Namespace, trainer: Trainer, dataset: ac.data.Dataset
     import plots  # needs matplotlib
 
     title = f"{options.model} on {options.dataset}"
-    backend = trainer.model.backend
+    first = next(p.data for p in trainer.model.parameters() if p.data.ndim > 1)
+    backend = ac.backend_of(first)
     scores = np.concatenate(
         [
             backend.to_numpy(trainer.model(dataset.test_images[i : i + 256]))
@@ -183,7 +184,6 @@ def draw(options: argparse.Namespace, trainer: Trainer, dataset: ac.data.Dataset
         ]
     )
     matrix = ac.confusion_matrix(scores, dataset.test_labels)
-    first = next(p.data for p in trainer.model.parameters() if p.data.ndim > 1)
     shape = dataset.test_images.shape[1:] if first.ndim == 2 else first.shape[1:]
     filters = backend.to_numpy(first).reshape(-1, *shape)  # (filters, 1, KH, KW)
     plots.learning_curve(trainer.history, title, options.out / "learning_curve.png")
