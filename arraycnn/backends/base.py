@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from arraycnn.backends.convolution import ConvolutionPrimitives
+from arraycnn.backends.fourier import FourierPrimitives
 from arraycnn.backends.normalization import NormalizationPrimitives
 from arraycnn.backends.pointwise import PointwisePrimitives
 from arraycnn.backends.pooling import PoolingPrimitives
@@ -22,6 +23,7 @@ from arraycnn.types import Array
 
 class Backend(
     ConvolutionPrimitives,
+    FourierPrimitives,
     PoolingPrimitives,
     NormalizationPrimitives,
     PointwisePrimitives,

@@ -1,10 +1,17 @@
 """Convolution (cross-correlation) of 1-, 2- and 3-dimensional arrays, its adjoints and im2col."""
 
-from arraycnn.functional._arguments import REAL_OR_COMPLEX, channel_vector, enter
+from arraycnn.backends.fourier import fft_is_cheaper
+from arraycnn.functional._arguments import (
+    REAL_OR_COMPLEX,
+    channel_vector,
+    check_choice,
+    enter,
+)
 from arraycnn.functional._dimensions import per_dimension
 from arraycnn.geometry import (
     Padding,
     Size,
+    Window,
     check_conv_shapes,
     check_rank,
     check_shape,
@@ -15,6 +22,8 @@ from arraycnn.geometry import (
     transposed_window,
 )
 from arraycnn.types import Array, Shape
+
+METHODS = ("auto", "im2col", "fft")
 
 
 def conv_nd(
@@ -27,6 +36,7 @@ def conv_nd(
     padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
+    method: str = "auto",
 ) -> Array:
     """{n}-d convolution as networks mean it, cross-correlation: h[o] = Σ K[k]·x[o·s + k·d − p] + b.
 
@@ -38,6 +48,10 @@ def conv_nd(
         padding: an int, one int or ``(before, after)`` pair per dimension, ``"valid"``, ``"same"``
             (⌈size / stride⌉, the odd element after) or ``"full"`` (every overlap).
         groups: channels are split into that many independent convolutions; C makes it depthwise.
+        method: ``"im2col"``, a matrix product of kernels and columns; ``"fft"``, a product of
+            Fourier transforms, for kernels with many taps: equal within rounding, which is relative
+            to the largest values of a block of the input, as is the reach of a NaN; ``"auto"``, the
+            one that should be faster for these shapes (see `backends.fourier`).
 
     Returns:
         (N, O, *out), a view of batch-last memory.
@@ -52,7 +66,10 @@ def conv_nd(
     window = conv_window(
         x.shape[2:], weight.shape[2:], stride=stride, padding=padding, dilation=dilation
     )
-    return backend.convolution(backend.batch_last(x), weight, bias, window, groups)
+    x = backend.batch_last(x)
+    if _through_fft(method, window, x.shape[0], weight.shape, groups):
+        return backend.fft_convolution(x, weight, bias, window, groups)
+    return backend.convolution(x, weight, bias, window, groups)
 
 
 def conv_nd_input_grad(
@@ -65,6 +82,7 @@ def conv_nd_input_grad(
     padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
+    method: str = "auto",
 ) -> Array:
     """Gradient of conv{n}d with respect to x: δx = col2im(Kᴴ Δ), of shape ``input_shape``.
 
@@ -82,7 +100,10 @@ def conv_nd_input_grad(
     )
     expected = (input_shape[0], weight.shape[0], *window.output_size)
     check_shape("grad_output", grad_output.shape, expected, "like the convolution's output")
-    return backend.convolution_input_grad(backend.batch_last(grad_output), weight, window, groups)
+    grad_output = backend.batch_last(grad_output)
+    if _through_fft(method, window, input_shape[0], weight.shape, groups):
+        return backend.fft_convolution_input_grad(grad_output, weight, window, groups)
+    return backend.convolution_input_grad(grad_output, weight, window, groups)
 
 
 def conv_nd_weight_grad(
@@ -95,6 +116,7 @@ def conv_nd_weight_grad(
     padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
+    method: str = "auto",
 ) -> Array:
     """Gradient of conv{n}d with respect to weight: δK = Δ vᴴ, of shape ``weight_shape``.
 
@@ -113,7 +135,16 @@ def conv_nd_weight_grad(
     expected = (x.shape[0], weight_shape[0], *window.output_size)
     check_shape("grad_output", grad_output.shape, expected, "like the convolution's output")
     x, grad_output = backend.batch_last(x), backend.batch_last(grad_output)
+    if _through_fft(method, window, x.shape[0], weight_shape, groups):
+        return backend.fft_convolution_weight_grad(x, grad_output, weight_shape, window, groups)
     return backend.convolution_weight_grad(x, grad_output, weight_shape, window, groups)
+
+
+def _through_fft(method: str, window: Window, batch: int, weight_shape: Shape, groups: int) -> bool:
+    check_choice("method", method, METHODS)
+    if method == "auto":
+        return fft_is_cheaper(window, batch, weight_shape, groups)
+    return method == "fft"
 
 
 def conv_transpose_nd(
