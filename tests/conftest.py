@@ -2,6 +2,7 @@
 
 import platform
 
+import emulator
 import hypothesis
 import numpy as np
 import pytest
@@ -14,13 +15,15 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("deterministic")
 
+CUDA = emulator.activate()  # before anything asks for CuPy
 BACKENDS = [name for name in ("cpu", "cuda") if name in available_backends()]
 
 
 def pytest_report_header() -> list[str]:
     python = platform.python_version()
     versions = f"arraycnn {arraycnn.__version__}, NumPy {np.__version__}, Python {python}"
-    return [versions, *(f"backend {name}: {get_backend(name).describe()}" for name in BACKENDS)]
+    cuda = f"CUDA: {CUDA or 'not tested, there is neither a device nor a C++ compiler'}"
+    return [versions, cuda, *(f"backend {n}: {get_backend(n).describe()}" for n in BACKENDS)]
 
 
 @pytest.fixture(params=BACKENDS, scope="session")

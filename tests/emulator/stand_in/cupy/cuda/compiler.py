@@ -1,0 +1,5 @@
+"""Compiling kernels."""
+
+from cupy._module import CompileException
+
+__all__ = ["CompileException"]

@@ -1,0 +1,1 @@
+"""Where CuPy keeps its bindings."""

@@ -1,0 +1,5 @@
+"""Where CuPy's error class lives."""
+
+from cupy._state import CUDARuntimeError
+
+__all__ = ["CUDARuntimeError"]
