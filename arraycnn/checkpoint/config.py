@@ -120,6 +120,8 @@ class _Decoder:
     def decode_object(self, data: Any) -> Any:
         if not isinstance(data, dict):
             raise self._error(f"must be an object, got {data!r:.80}")
+        if _count(data) > MAX_OBJECTS:
+            raise self._error(f"more than the {MAX_OBJECTS} layers allowed")
         return self._decode(data)
 
     def _decode(self, data: Any) -> Any:
@@ -133,9 +135,7 @@ class _Decoder:
             return self._again(data["again"])
         if data.keys() == {"float"} and data["float"] in ("inf", "-inf", "nan"):
             return float(data["float"])
-        raise self._error(
-            f"must hold 'class' and 'config', got an object with {sorted(data)!r:.80}"
-        )
+        raise self._error(f"expected 'class' and 'config', got an object with {sorted(data)!r:.80}")
 
     def _object(self, name: Any, config: Any) -> Any:
         if not isinstance(name, str) or name not in self._allowed:
@@ -146,8 +146,6 @@ class _Decoder:
         if not isinstance(config, dict):
             raise self._error(f"the config of {name} must be an object, got {config!r:.80}")
         number = len(self._objects)
-        if number == MAX_OBJECTS:
-            raise self._error(f"more than the {MAX_OBJECTS} layers allowed")
         self._objects.append(None)
         arguments = {key: self._decode(item) for key, item in config.items()}
         try:
@@ -159,13 +157,20 @@ class _Decoder:
     def _again(self, number: Any) -> Any:
         known = isinstance(number, int) and 0 <= number < len(self._objects)
         if not known or self._objects[number] is None:
-            raise self._error(
-                f"'again' must be the number of a finished object, got {number!r:.80}"
-            )
+            raise self._error(f"'again' must number a finished object, got {number!r:.80}")
         return self._objects[number]
 
     def _error(self, message: str) -> CheckpointError:
         return CheckpointError(f"meta: {self._what}: {message}")
+
+
+def _count(data: Any) -> int:
+    """Objects in ``data``."""
+    if isinstance(data, list):
+        return sum(map(_count, data))
+    if isinstance(data, dict):
+        return 1 + sum(map(_count, data.values()))
+    return 0
 
 
 def _construct(cls: type, arguments: dict[str, Any]) -> Any:

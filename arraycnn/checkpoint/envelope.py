@@ -52,11 +52,12 @@ def open_verified(path: PathLike, *, keep: bool, limit: int | None = None) -> It
     """
     with open_regular(path) as descriptor:
         size = os.fstat(descriptor).st_size
-        digest = _check_fields(os.pread(descriptor, USER_BLOCK, 0), size)
+        block = os.pread(descriptor, USER_BLOCK, 0)
+        digest = _check_fields(block, size)
         if limit is not None and size > limit:
             raise CheckpointError(f"the file has {size} bytes, more than the {limit} that this "
                                   "model can need")  # fmt: skip
-        memory = _memory(size) if keep else None
+        memory = _memory(size, block) if keep else None
         if _digest(descriptor, size - USER_BLOCK, memory) != digest:
             raise CheckpointDamagedError(
                 "the checksum does not match: the file was damaged after it was written"
@@ -107,11 +108,14 @@ def _check_fields(block: bytes, size: int) -> bytes:
     return bytes(digest)
 
 
-def _memory(size: int) -> Array:
+def _memory(size: int, block: bytes) -> Array:
+    """Room for the file, its user block filled in: HDF5 looks there for its signature first."""
     try:
-        return np.empty(size, np.uint8)
+        memory = np.empty(size, np.uint8)
     except MemoryError:
         raise CheckpointError(f"the file of {size} bytes does not fit into memory") from None
+    memory[:USER_BLOCK] = np.frombuffer(block, np.uint8)
+    return memory
 
 
 def _digest(descriptor: int, length: int, memory: Array | None = None) -> bytes:
