@@ -217,6 +217,10 @@ def conv_calls(window: Window, groups: int, batch: int) -> Iterator[tuple[str, t
             (BatchLast(x), BatchLast(delta), weight.shape, window, groups),
         )
         yield "convolution_input_grad", (BatchLast(delta), weight, window, groups)
+        yield (
+            "convolution_grads",
+            (BatchLast(x), BatchLast(delta), weight, window, groups),
+        )
     yield "im2col", (BatchLast(x), window)
     columns = rng.standard_normal((4 * window.taps, window.positions * batch))
     yield "col2im", (columns, window, batch)
@@ -274,6 +278,37 @@ def other_calls(batch: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
     yield "batch_last", (rng.standard_normal((batch, 3, 4, 5)),)
 
 
+def large_calls() -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Sizes at which a backend cuts its work into tiles and chunks and shares it out."""
+    rng = np.random.default_rng(0)
+    for kernel, stride, channels, out in ((3, 1, 16, 12), (5, 2, 8, 40), (1, 1, 24, 16)):
+        window = conv_window((24, 25), kernel, stride=stride, padding=kernel // 2)
+        x = BatchLast(rng.standard_normal((24, channels, 24, 25)))
+        weight = rng.standard_normal((out, channels, kernel, kernel))
+        delta = BatchLast(rng.standard_normal((24, out, *window.output_size)))
+        yield "convolution", (x, weight, rng.standard_normal(out), window, 1, True)
+        yield "convolution_weight_grad", (x, delta, weight.shape, window, 1)
+        yield "convolution_input_grad", (delta, weight, window, 1)
+        yield "convolution_grads", (x, delta, weight, window, 1)
+    x, delta = rng.standard_normal((2, 64, 8, 36, 36))
+    mean, inverse_std, scale, shift = rng.random((4, 8)) + 0.5
+    yield "relu", (BatchLast(x),)
+    yield "relu_grad", (BatchLast(np.maximum(x, 0)), BatchLast(delta))
+    yield "channel_moments", (BatchLast(x),)
+    yield "channel_sum", (BatchLast(x),)
+    yield "scale_shift", (BatchLast(x), scale, shift, True)
+    yield "batch_norm_grad", (BatchLast(x), mean, inverse_std, scale, BatchLast(delta))
+    yield "dropout", (BatchLast(x), 0.3, 5, 2)
+    window = pool_window((36, 36), 2, stride=2)
+    delta = BatchLast(rng.standard_normal((64, 8, *window.output_size)))
+    rounded = np.round(x)
+    y = BatchLast(ReferenceBackend().max_pool(rounded, window))
+    yield "max_pool", (BatchLast(rounded), window)
+    yield "max_pool_grad", (BatchLast(rounded), y, delta, window)
+    yield "sum_pool", (BatchLast(x), window)
+    yield "sum_pool_grad", (delta, window)
+
+
 UPDATES = {
     "sgd_update": (1, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
     "adam_update": (2, {"step": 3, "lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8,
@@ -301,7 +336,7 @@ def all_calls() -> Iterator[tuple[str, tuple[Any, ...]]]:
 
 
 CALLS: dict[str, list[tuple[Any, ...]]] = {}
-for _name, _arguments in all_calls():
+for _name, _arguments in (*all_calls(), *large_calls()):
     CALLS.setdefault(_name, []).append(_arguments)
 
 # Every backend has its own of these; the tests above are theirs.
@@ -324,7 +359,7 @@ def parameters(function: Any) -> list[tuple[str, Any, Any]]:
 
 
 def run(backend: Backend, name: str, arguments: tuple[Any, ...], dtype: str) -> list[np.ndarray]:
-    """The primitive's results on the host."""
+    """The primitive's results on the host; it must leave its arguments as they are."""
 
     def placed(argument: Any) -> Any:
         if isinstance(argument, BatchLast):
@@ -333,8 +368,13 @@ def run(backend: Backend, name: str, arguments: tuple[Any, ...], dtype: str) -> 
             put(backend, argument.astype(dtype)) if isinstance(argument, np.ndarray) else argument
         )
 
+    given = [placed(argument) for argument in arguments]
     with np.errstate(all="ignore"):  # differing NaN and infinities are caught by comparing
-        results = getattr(backend, name)(*map(placed, arguments))
+        results = getattr(backend, name)(*given)
+    for now, argument in zip(given, arguments, strict=True):
+        before = argument.array if isinstance(argument, BatchLast) else argument
+        if isinstance(before, np.ndarray):
+            assert np.array_equal(backend.to_numpy(now), before.astype(dtype), equal_nan=True)
     results = results if isinstance(results, tuple) else (results,)
     return [backend.to_numpy(result) for result in results]
 
