@@ -123,6 +123,22 @@ def test_only_the_first_activation_is_copied_for_its_layout(
     assert counted == []
 
 
+@pytest.mark.xfail(strict=True, reason="Residual adds its input in the layout that it comes in")
+def test_residual_blocks_pass_a_foreign_layout_on_once(
+    backend: Backend, counted: list[tuple[int, ...]]
+) -> None:
+    network = ac.Sequential(
+        *(ac.Residual(ac.Conv2d(3, 3, 3, padding=1)) for _ in range(4)), seed=0, backend=backend
+    )
+    shape = (8, 3, 6, 6)
+    x, grad_y = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
+    _, backward = network.forward(put(backend, x))
+    assert counted == [shape]
+    counted.clear()
+    backward(put(backend, grad_y))
+    assert counted == [shape]
+
+
 @every_network
 def test_results_and_input_gradients_are_batch_last(name: str, backend: Backend) -> None:
     make, shape = NETWORKS[name]

@@ -1,5 +1,9 @@
 """What a network carries: names, loading, moving, random state, and weights from a seed."""
 
+import copy
+import pickle
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from layer_cases import CASES, build
@@ -209,6 +213,25 @@ class TestMoving:
         assert model.backend is backend
         assert model.dtype == np.float32
         assert_state(backend, model, before)
+
+
+class TestCopying:
+    @pytest.mark.xfail(strict=True, raises=TypeError, reason="a backend holds its array module")
+    @pytest.mark.parametrize(
+        "duplicate",
+        [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+        ids=["deepcopy", "pickle"],
+    )
+    def test_a_copy_is_independent_and_on_the_same_backend(
+        self, duplicate: Callable[[Layer], Layer], backend: Backend
+    ) -> None:
+        model = network(backend)
+        other = duplicate(model)
+        assert other.backend is backend
+        assert repr(other) == repr(model)
+        assert_state(backend, other, host(backend, model))
+        other[0].weight.data[...] = 0
+        assert backend.to_numpy(model[0].weight.data).any()
 
 
 class TestRandomState:
