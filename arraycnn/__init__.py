@@ -18,6 +18,7 @@ from arraycnn.checkpoint import (
 )
 from arraycnn.data import DataLoader, datasets
 from arraycnn.errors import CheckpointDamagedError, CheckpointError
+from arraycnn.explain import Explanation, explain
 from arraycnn.gradcheck import GradientError, gradcheck
 from arraycnn.layers import *  # noqa: F403
 from arraycnn.layers import __all__ as _layers
@@ -45,6 +46,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointInfo",
     "DataLoader",
+    "Explanation",
     "GradientError",
     "RMSprop",
     "__version__",
@@ -56,6 +58,7 @@ __all__ = [
     "confusion_matrix",
     "data",
     "datasets",
+    "explain",
     "functional",
     "get_backend",
     "gradcheck",
