@@ -1,32 +1,44 @@
-"""Ctrl-C that waits for a good moment."""
+"""Ctrl-C and SIGTERM that wait for a good moment."""
 
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+# Clusters announce the end of a job with SIGTERM some time before they kill it.
+_DEFAULTS: dict[signal.Signals, Any] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+}
 
 
 @contextmanager
-def interrupt_calls(function: Callable[[], None]) -> Iterator[None]:
-    """Within the block the first Ctrl-C calls ``function``; a second raises KeyboardInterrupt.
+def interrupt_calls(function: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """Within the block the first SIGINT (Ctrl-C) or SIGTERM calls ``function(signal)``.
 
-    Only the main thread can handle signals, and a program's own handler is left alone: otherwise
-    the block runs as if this were not there.
+    A second signal acts as if this were not there: KeyboardInterrupt, or the end of the process.
+    Only the main thread can handle signals, and a program's own handlers are left alone.
     """
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    ):
-        yield
-        return
+    main = threading.current_thread() is threading.main_thread()
+    ours = [
+        number
+        for number, default in _DEFAULTS.items()
+        if main and signal.getsignal(number) == default
+    ]
 
-    def handle(signum: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        function()
+    def restore() -> None:
+        for number in ours:
+            signal.signal(number, _DEFAULTS[number])
 
-    signal.signal(signal.SIGINT, handle)
+    def handle(number: int, frame: FrameType | None) -> None:
+        restore()
+        function(signal.Signals(number))
+
+    for number in ours:
+        signal.signal(number, handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        restore()

@@ -1,12 +1,15 @@
 """The training loop: epochs, evaluation, learning rate, history, and stopping in good order."""
 
 import copy
+import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any, TypeAlias
 
 from arraycnn import functional as F
+from arraycnn.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
+from arraycnn.checkpoint.atomic import PathLike
 from arraycnn.geometry import count_of
 from arraycnn.interrupts import interrupt_calls
 from arraycnn.layers.base import Layer
@@ -39,7 +42,7 @@ class TrainingDivergedError(RuntimeError):
 
 
 class Callback:
-    """What to do after each update and after each epoch; override one or both.
+    """What to do after each update, after each epoch and at the end; override what is needed.
 
     Whenever they are called the trainer is in a state to save, or to stop with `Trainer.stop`.
     """
@@ -49,6 +52,9 @@ class Callback:
 
     def on_epoch(self, trainer: "Trainer") -> None:
         """Called when an epoch's record has been added to ``trainer.history``."""
+
+    def on_end(self, trainer: "Trainer") -> None:
+        """Called when `Trainer.fit` ends between two updates: not after an error."""
 
 
 class Trainer:
@@ -70,13 +76,13 @@ class Trainer:
             (with evaluation and callbacks); JSON-able. The training figures are means over the
             batches as they were trained on, weighted by their numbers of labels. Accuracies are
             None where labels are not class indices, test figures where there is no test data.
-        interrupted: whether the last `fit` was ended by Ctrl-C.
+        interrupted: whether the last `fit` was ended by Ctrl-C or SIGTERM. signal: by which.
 
     Raises:
         TypeError, ValueError: an argument is not as described.
 
-    A training can be resumed exactly, at any update, from `state_dict`, the model's ``state_dict``
-    and ``random_state``, and the optimizer's ``state_dict``.
+    A training can be resumed exactly, at any update: with `save` and `load`, or from `state_dict`,
+    the model's ``state_dict`` and ``random_state``, and the optimizer's ``state_dict``.
     """
 
     def __init__(
@@ -103,6 +109,7 @@ class Trainer:
         self.epoch = self.step = self.batch = 0
         self.history: list[dict[str, Any]] = []
         self.interrupted = False
+        self.signal: signal.Signals | None = None
         self._stopping = False
         self._totals = Totals()  # of this epoch
         self._seconds = 0.0  # of this epoch, up to _clock
@@ -129,9 +136,9 @@ class Trainer:
         the loader needs ``state_dict`` and ``load_state_dict``, as `DataLoader` has; one without
         is taken to give the same batches again.
 
-        The first Ctrl-C waits for the update or the evaluation in progress and then ends the
-        training, with `interrupted` True. A second one does not wait: an update may then be half
-        done.
+        The first Ctrl-C or SIGTERM waits for the update or the evaluation in progress and then
+        ends the training, with `interrupted` True. A second one does not wait: an update may then
+        be half done, and ``on_end`` is not called.
 
         Args:
             train_loader: gives an epoch's (images, labels) each time it is iterated.
@@ -157,6 +164,7 @@ class Trainer:
         if self._move_loader and hasattr(train_loader, "load_state_dict"):
             train_loader.load_state_dict(self._loader_state)
         self.interrupted = self._stopping = False
+        self.signal = None
         self._clock = time.perf_counter()
         self._drop_gradients()
         try:
@@ -164,8 +172,10 @@ class Trainer:
                 while self.epoch < epochs and not self._stopping:
                     if self._train_epoch(train_loader):
                         self._end_epoch(train_loader, test_batches)
+                for callback in self.callbacks:
+                    callback.on_end(self)
         except KeyboardInterrupt:
-            self.interrupted = True
+            self._interrupt(signal.SIGINT)
         finally:
             self._move_loader = self.batch > 0
             self._drop_gradients()
@@ -220,17 +230,51 @@ class Trainer:
             name: count_of(f"state[{name!r}]", state[name], minimum=0)
             for name in ("epoch", "step", "batch")
         }
-        if len(state["history"]) != state["epoch"]:
+        history = state["history"]
+        records = isinstance(history, list) and all(isinstance(r, Mapping) for r in history)
+        if not records or len(history) != state["epoch"]:
             raise ValueError(
-                f"state['history'] must have a record for each of {state['epoch']} epochs, got "
-                f"{len(state['history'])}"
+                f"state['history'] must be a list of a record for each of {state['epoch']} epochs, "
+                f"got {history!r:.80}"
             )
-        self._totals.load_state_dict(state["totals"])
+        totals = Totals()
+        totals.load_state_dict(state["totals"])
+        seconds = real_of("state['seconds']", state["seconds"])
+        self._totals = totals
         vars(self).update(counts)
-        self._seconds = state["seconds"]
-        self.history = copy.deepcopy(state["history"])
+        self._seconds = seconds
+        self.history = copy.deepcopy(history)
         self._loader_state = copy.deepcopy(state["loader"])
         self._move_loader = self._loader_state is not None
+
+    def save(self, path: PathLike, *, extra: Mapping[str, Any] | None = None) -> None:
+        """Save everything to go on from here exactly: model, optimizer, schedule and `state_dict`.
+
+        Raises:
+            OSError, TypeError, ValueError: as `save_checkpoint`. TrainingDivergedError: a loss
+                that had not been looked at is not finite; nothing is saved then.
+        """
+        save_checkpoint(
+            path,
+            self.model,
+            self.optimizer,
+            schedule=self.schedule,
+            loader=self,
+            epoch=self.epoch,
+            step=self.step,
+            extra=extra,
+        )
+
+    def load(self, path: PathLike) -> CheckpointInfo:
+        """Continue from what `save` saved; the next `fit` moves its loader there.
+
+        Raises:
+            CheckpointError: damaged, or of another model, optimizer or schedule; nothing is
+                changed then. OSError: the file cannot be opened.
+        """
+        return load_checkpoint(
+            path, self.model, self.optimizer, schedule=self.schedule, loader=self
+        )
 
     def _train_epoch(self, loader: Any) -> bool:
         """Train on the rest of the epoch; False if it was stopped before the loader's end."""
@@ -318,8 +362,9 @@ class Trainer:
                 last_loss=last_loss,
             ) from None
 
-    def _interrupt(self) -> None:
+    def _interrupt(self, number: signal.Signals) -> None:
         self.interrupted = True
+        self.signal = number
         self.stop()
 
     def _drop_gradients(self) -> None:

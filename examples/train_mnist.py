@@ -4,25 +4,25 @@
     python examples/train_mnist.py --dataset mnist --model two-layer-cnn --backend cuda
 
 Training images are shifted by up to one pixel, and the learning rate goes through one cycle. The
-output folder gets ``history.json`` and ``weights.h5`` after every epoch and, with matplotlib
-installed, pictures at the end. Ctrl-C ends the training and keeps what was learnt.
+output folder gets ``history.json``, checkpoints (the last ones and the best) and, with matplotlib
+installed, pictures at the end. Ctrl-C and SIGTERM end the training after saving; ``--resume`` goes
+on exactly where it stood.
 """
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-import h5py
 import numpy as np
 
 import arraycnn as ac
 from arraycnn import functional as F
 from arraycnn.data import RandomShift, resize
+from arraycnn.saving import Checkpoints, load_last
 from arraycnn.schedules import OneCycle
 from arraycnn.training import Callback, Trainer, TrainingDivergedError
 
@@ -47,7 +47,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Any], float]] = {
     "rmsprop": (ac.RMSprop, 0.001),
     "adagrad": (ac.Adagrad, 0.02),
 }
-WEIGHTS = "weights.h5"
+CHECKPOINTS = "checkpoints"
 SMALL = 16  # the digits of 8×8 pixels are enlarged to this size; lenet1 takes no other
 
 
@@ -70,7 +70,20 @@ def parse_arguments(parser: Parser) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of weights, shuffling and shifts (default: 0)")
     add("--data-dir", type=Path, help="where the data set is, or is downloaded to")
     add("--out", type=Path, help="output folder (default: runs/<dataset>-<model>)")
-    add("--resume", action="store_true", help="start from the weights in the output folder")
+    add("--save-every", type=int, metavar="N", help="updates per checkpoint (default: an epoch's)")
+    add(
+        "--keep",
+        type=int,
+        default=3,
+        help="how many checkpoints to keep, and the best (default: 3)",
+    )
+    add(
+        "--resume",
+        nargs="?",
+        const="last",
+        metavar="PATH",
+        help="go on from a checkpoint (default: last, the last one in the output folder)",
+    )
     add("--no-progress", action="store_true", help="no progress bar, plain lines only")
     add(
         "--plot",
@@ -85,10 +98,10 @@ def parse_arguments(parser: Parser) -> argparse.Namespace:
     ):
         if getattr(options, name) is None:
             setattr(options, name, default)
-    for name in ("epochs", "batch_size"):
-        if getattr(options, name) < 1:
-            flag = name.replace("_", "-")
-            parser.error(f"--{flag} must be at least 1, got {getattr(options, name)}")
+    for name in ("epochs", "batch_size", "save_every", "keep"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     if not 0 < options.lr < float("inf"):
         parser.error(f"--lr must be a finite number above 0, got {options.lr}")
     if options.seed < 0:
@@ -117,19 +130,15 @@ def squared_error(outputs: Any, labels: Any) -> tuple[Any, Any]:
     return classes * loss, classes * grad  # summed over the classes, mean over the images
 
 
-def save_weights(path: Path, model: ac.Layer) -> None:
-    temporary = path.with_suffix(".tmp")
-    with h5py.File(temporary, "w") as file:
-        for name, array in model.state_dict().items():
-            file[name] = ac.backend_of(array).to_numpy(array)
-    os.replace(temporary, path)
-
-
-def load_weights(path: Path, model: ac.Layer) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"--resume: there is no {path}; train without --resume first")
-    with h5py.File(path) as file:
-        model.load_state_dict({name: dataset[()] for name, dataset in file.items()})
+def resume(trainer: Trainer, loader: ac.DataLoader, options: argparse.Namespace) -> None:
+    """Put the training where the checkpoint stands, or refuse with the reason."""
+    path = Path(options.resume)
+    if options.resume == "last":
+        path, _ = load_last(trainer, options.out / CHECKPOINTS)
+    else:
+        trainer.load(path)
+    loader.load_state_dict(trainer.state_dict()["loader"])
+    print(f"resumed: {path}, epoch {trainer.epoch + 1}, update {trainer.step}", flush=True)
 
 
 class Report(Callback):
@@ -147,7 +156,7 @@ class Report(Callback):
             self.bar = tqdm(total=total, unit="batch", leave=False, file=sys.stdout)
 
     def on_step(self, trainer: Trainer) -> None:
-        if self.bar is not None and self.bar.update():  # true when it was drawn
+        if self.bar is not None and self.bar.update(trainer.step - self.bar.n):  # it was drawn
             self.bar.set_postfix(loss=f"{trainer.train_loss:.4f}", refresh=False)
 
     def on_epoch(self, trainer: Trainer) -> None:
@@ -162,7 +171,6 @@ class Report(Callback):
             print(line, flush=True)
         else:
             self.bar.write(line)
-        save_weights(self.options.out / WEIGHTS, trainer.model)
         text = json.dumps(trainer.history, indent=1)
         (self.options.out / "history.json").write_text(text + "\n", encoding="utf-8")
 
@@ -213,9 +221,29 @@ def main() -> int:
         dataset = load_data(options)
         size = dataset.train_images.shape[-1]
         model = MODELS[options.model](size, seed=options.seed, backend=backend)
-        if options.resume:
-            load_weights(options.out / WEIGHTS, model)
+        loader = ac.DataLoader(
+            dataset.train_images,
+            dataset.train_labels,
+            options.batch_size,
+            shuffle=True,
+            seed=options.seed,
+            transform=RandomShift(1, fill=-1.0 if options.model == "lenet1" else 0.0),
+        )
+        report = Report(options, len(loader))
+        checkpoints = Checkpoints(
+            options.out / CHECKPOINTS, every=options.save_every, keep=options.keep
+        )
+        trainer = Trainer(
+            model,
+            OPTIMIZERS[options.optimizer][0](model.parameters(), options.lr),
+            loss=squared_error if options.model == "lenet1" else F.softmax_cross_entropy,
+            schedule=OneCycle(options.lr, options.epochs * len(loader)),
+            callbacks=[report, checkpoints],
+            check_every=1 if backend.name == "cpu" else 50,
+        )
         options.out.mkdir(parents=True, exist_ok=True)
+        if options.resume:
+            resume(trainer, loader, options)
     except (ac.BackendUnavailableError, ValueError, OSError) as error:
         parser.error(str(error))
 
@@ -225,35 +253,17 @@ def main() -> int:
         f"model: {options.model}, {sum(p.size for p in model.parameters()):,} parameters",
         flush=True,
     )
-    loader = ac.DataLoader(
-        dataset.train_images,
-        dataset.train_labels,
-        options.batch_size,
-        shuffle=True,
-        seed=options.seed,
-        transform=RandomShift(1, fill=-1.0 if options.model == "lenet1" else 0.0),
-    )
-    report = Report(options, len(loader))
-    trainer = Trainer(
-        model,
-        OPTIMIZERS[options.optimizer][0](model.parameters(), options.lr),
-        loss=squared_error if options.model == "lenet1" else F.softmax_cross_entropy,
-        schedule=OneCycle(options.lr, options.epochs * len(loader)),
-        callbacks=[report],
-        check_every=1 if backend.name == "cpu" else 50,
-    )
     status = 0
     try:
         trainer.fit(loader, options.epochs, test=(dataset.test_images, dataset.test_labels))
-    except TrainingDivergedError as error:
+    except (TrainingDivergedError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         status = 1
     finally:
         report.close()
-    if trainer.interrupted:
-        print(f"interrupted in epoch {trainer.epoch + 1}", file=sys.stderr)
-        save_weights(options.out / WEIGHTS, model)
-        status = 130
+    if trainer.signal is not None:
+        print(f"interrupted in epoch {trainer.epoch + 1}; go on with --resume", file=sys.stderr)
+        status = 128 + trainer.signal
     if trainer.history:
         if plotting:
             draw(options, trainer, dataset)

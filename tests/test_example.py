@@ -9,10 +9,10 @@ import sys
 import termios
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 
+import arraycnn as ac
 from arraycnn.backends import available_backends
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "train_mnist.py"
@@ -37,9 +37,38 @@ def history(out):
     return json.loads((out / "history.json").read_text())
 
 
+def checkpoints(out):
+    return sorted(path.name for path in (out / "checkpoints").iterdir())
+
+
 def weights(out):
-    with h5py.File(out / "weights.h5") as file:
-        return {name: dataset[()] for name, dataset in file.items()}
+    last = [name for name in checkpoints(out) if name != "best.h5"][-1]
+    return ac.load_model(out / "checkpoints" / last).state_dict()
+
+
+def assert_same_results(out, other):
+    first, second = weights(out), weights(other)
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, second[name])
+    for one, two in zip(history(out), history(other), strict=True):
+        assert {**one, "seconds": 0} == {**two, "seconds": 0}
+    for name in PICTURES:
+        assert (out / name).read_bytes() == (other / name).read_bytes()
+
+
+def stop(out, number, *arguments):
+    """Send a signal once the first epoch is done; returns the process and its output."""
+    with subprocess.Popen(
+        command("--no-plot", "--out", out, *arguments),
+        cwd=out, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("epoch"):
+            pass
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+    assert "Traceback" not in errors
+    return process, output, errors
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +93,9 @@ class TestRun:
     def test_writes_history_weights_and_pictures(self, run):
         out = run[1]
         assert sorted(path.name for path in out.iterdir()) == sorted(
-            [*PICTURES, "history.json", "weights.h5"]
+            [*PICTURES, "checkpoints", "history.json"]
         )
+        assert checkpoints(out) == ["best.h5", "step-000000023.h5", "step-000000046.h5"]
         assert [record["epoch"] for record in history(out)] == [1, 2]
         assert history(out)[1]["train_loss"] < history(out)[0]["train_loss"]
         assert weights(out)["0.weight"].shape == (6, 1, 5, 5)
@@ -74,24 +104,47 @@ class TestRun:
 
     def test_again_gives_the_same(self, run, tmp_path):
         assert train("--epochs", 2, "--plot", "--out", tmp_path, cwd=tmp_path).returncode == 0
-        first, again = weights(run[1]), weights(tmp_path)
-        for name, array in first.items():
-            np.testing.assert_array_equal(array, again[name])
-        for one, other in zip(history(run[1]), history(tmp_path), strict=True):
-            assert {**one, "seconds": 0} == {**other, "seconds": 0}
-        for name in PICTURES:
-            assert (run[1] / name).read_bytes() == (tmp_path / name).read_bytes()
+        assert_same_results(run[1], tmp_path)
 
     def test_another_seed_gives_something_else(self, run, tmp_path):
         assert train("--epochs", 2, "--seed", 1, "--out", ".", cwd=tmp_path).returncode == 0
         assert history(tmp_path)[1]["test_loss"] != history(run[1])[1]["test_loss"]
 
-    def test_resume_starts_from_the_saved_weights(self, tmp_path):
-        options = ["--epochs", 3, "--no-plot", "--out", "."]
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_stopped_and_resumed_gives_the_same(self, number, tmp_path):
+        options = ["--epochs", 4, "--save-every", 5, "--optimizer", "adam"]
+        whole, parts = tmp_path / "whole", tmp_path / "parts"
+        parts.mkdir()
+        assert train(*options, "--plot", "--out", whole, cwd=tmp_path).returncode == 0
+        process, _, errors = stop(parts, number, *options)
+        assert process.returncode == 128 + number
+        assert "go on with --resume" in errors
+        again = train(*options, "--plot", "--out", parts, "--resume", cwd=tmp_path)
+        assert again.returncode == 0, again.stderr
+        assert "resumed: " in again.stdout
+        assert_same_results(whole, parts)
+
+    def test_killed_and_resumed_gives_the_same(self, run, tmp_path):
+        process, _, _ = stop(tmp_path, signal.SIGKILL, "--epochs", 2, "--save-every", 1)
+        assert process.returncode == -signal.SIGKILL
+        options = ["--epochs", 2, "--save-every", 1, "--plot", "--out", "."]
+        assert train(*options, "--resume", "last", cwd=tmp_path).returncode == 0
+        assert_same_results(run[1], tmp_path)
+
+    def test_keeps_the_last_ones_and_the_best(self, tmp_path):
+        options = ["--epochs", 2, "--save-every", 10, "--keep", 2, "--no-plot", "--out", "."]
+        assert train(*options, cwd=tmp_path).returncode == 0
+        assert checkpoints(tmp_path) == ["best.h5", "step-000000040.h5", "step-000000046.h5"]
+
+    def test_resume_from_a_file(self, tmp_path):
+        options = ["--epochs", 2, "--no-plot", "--out", "."]
         assert train(*options, cwd=tmp_path).returncode == 0
         before = history(tmp_path)
-        assert train(*options, "--resume", cwd=tmp_path).returncode == 0
-        assert history(tmp_path)[0]["train_loss"] < before[0]["train_loss"] / 2
+        first = tmp_path / "checkpoints" / "step-000000023.h5"
+        process = train(*options, "--resume", first, cwd=tmp_path)
+        assert process.returncode == 0
+        assert f"resumed: {first}, epoch 2, update 23" in process.stdout
+        assert history(tmp_path)[1]["test_loss"] == before[1]["test_loss"]
 
     @pytest.mark.parametrize("model", ["lenet1", "two-layer-cnn", "mlp", "resnet"])
     def test_every_model(self, model, tmp_path):
@@ -136,18 +189,9 @@ class TestRun:
         assert (b"batch/s" in shown) == bar
 
     def test_ctrl_c_keeps_what_was_learnt(self, tmp_path):
-        arguments = command("--epochs", 10000, "--no-plot", "--out", ".")
-        with subprocess.Popen(
-            arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stdout is not None
-            while not process.stdout.readline().startswith("epoch"):
-                pass
-            process.send_signal(signal.SIGINT)
-            output, errors = process.communicate(timeout=60)
+        process, output, errors = stop(tmp_path, signal.SIGINT, "--epochs", 10000)
         assert process.returncode == 130
         assert errors.startswith("interrupted in epoch ")
-        assert "Traceback" not in errors
         assert output.splitlines()[-1].startswith("test accuracy ")
         assert history(tmp_path)
         assert weights(tmp_path)
@@ -180,7 +224,11 @@ WRONG = [
     (["--seed", "-1"], "--seed must be at least 0, got -1"),
     (["--dataset", "mnist", "--data-dir", "nowhere"], "--data-dir nowhere is no folder"),
     (["--out", "blocked/out"], "blocked"),
-    (["--resume"], "--resume: there is no runs/digits-lenet5/weights.h5"),
+    (["--save-every", "0"], "--save-every must be at least 1, got 0"),
+    (["--keep", "0"], "--keep must be at least 1, got 0"),
+    (["--resume"], "there is no checkpoint in runs/digits-lenet5/checkpoints"),
+    (["--resume", "nothing.h5"], "nothing.h5"),
+    (["--resume", "blocked"], "no arraycnn checkpoint"),
     (["--unknown"], "unrecognized arguments: --unknown"),
 ]
 
@@ -212,7 +260,17 @@ def test_data_files_that_are_damaged(tmp_path):
     assert len(process.stderr.splitlines()) == 1
 
 
-def test_weights_of_another_model(tmp_path):
+@pytest.mark.parametrize("change", [["--epochs", 2], ["--batch-size", 32], ["--seed", 1]])
+def test_resume_of_another_training(change, tmp_path):
+    options = ["--epochs", 1, "--no-plot", "--out", "."]
+    assert train(*options, cwd=tmp_path).returncode == 0
+    process = train(*options, *change, "--resume", cwd=tmp_path)
+    assert process.returncode == 2
+    assert "the schedule is" in process.stderr or "another DataLoader" in process.stderr
+    assert len(process.stderr.splitlines()) == 1
+
+
+def test_resume_of_another_model(tmp_path):
     options = ["--epochs", 1, "--no-plot", "--out", "."]
     assert train(*options, "--model", "mlp", cwd=tmp_path).returncode == 0
     process = train(*options, "--resume", cwd=tmp_path)

@@ -400,6 +400,17 @@ class TestInterrupt:
         assert not trainer.interrupted
         assert_same(trainer, whole)
 
+    def test_sigterm_does_the_same(self, whole):
+        trainer = make_trainer(
+            callbacks=[StopAt(5, lambda trainer: os.kill(os.getpid(), signal.SIGTERM))]
+        )
+        trainer.fit(make_loader(), 3, test=make_data())
+        assert trainer.interrupted
+        assert trainer.signal is signal.SIGTERM
+        trainer.fit(make_loader(), 3, test=make_data())
+        assert trainer.signal is None
+        assert_same(trainer, whole)
+
     def test_a_second_one_does_not_wait(self):
         def press_twice(trainer):
             self.press(trainer)
@@ -443,9 +454,10 @@ class TestInterrupt:
         assert trainer.epoch == 1
 
     def test_block_that_fails(self):
-        with pytest.raises(ZeroDivisionError), interrupt_calls(lambda: None):
+        with pytest.raises(ZeroDivisionError), interrupt_calls(lambda number: None):
             1 / 0  # noqa: B018
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 class TestCallbacks:

@@ -285,9 +285,11 @@ def _check_random(model: Layer, state: Mapping[str, Any]) -> None:
 def _check_schedule(schedule: Schedule, stored: Any) -> None:
     here = plain(schedule_data(schedule), "schedule")
     if here != stored:
+        known = stored is not None and "custom" not in stored
+        saved = build_schedule(stored) if known else stored
         raise CheckpointError(
-            f"the schedule is {stored} in the file and {here} here; to go on with another one, "
-            "load without schedule"
+            f"the schedule is {saved} in the file and {schedule} here; give the same length and "
+            "rates, or load without schedule to go on with another one"
         )
 
 
