@@ -13,6 +13,7 @@ from typing import Any
 
 from arraycnn.backends.convolution import ConvolutionPrimitives
 from arraycnn.backends.fourier import FourierPrimitives
+from arraycnn.backends.losses import LossPrimitives
 from arraycnn.backends.normalization import NormalizationPrimitives
 from arraycnn.backends.pointwise import PointwisePrimitives
 from arraycnn.backends.pooling import PoolingPrimitives
@@ -27,6 +28,7 @@ class Backend(
     PoolingPrimitives,
     NormalizationPrimitives,
     PointwisePrimitives,
+    LossPrimitives,
     UpdatePrimitives,
     ABC,
 ):

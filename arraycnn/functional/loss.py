@@ -1,8 +1,9 @@
 """Losses: each returns the loss and its gradient with respect to the prediction."""
 
 from arraycnn.backends import Backend
+from arraycnn.backends.losses import reduced
 from arraycnn.functional._arguments import channel_vector, check_choice, enter, moved_in
-from arraycnn.functional.activation import log_softmax, sigmoid, softplus
+from arraycnn.functional.activation import sigmoid, softplus
 from arraycnn.geometry import check_shape, count_of
 from arraycnn.scalars import probability
 from arraycnn.types import Array, Shape
@@ -36,7 +37,6 @@ def softmax_cross_entropy(
         TypeError: dtypes. ValueError: shapes that do not fit, labels out of range, bad options.
     """
     backend = enter(logits=logits, optional={"weight": weight})
-    xp = backend.xp
     check_choice("reduction", reduction, REDUCTIONS)
     label_smoothing = probability("label_smoothing", label_smoothing)
     if ignore_index is not None:
@@ -46,26 +46,9 @@ def softmax_cross_entropy(
     classes = logits.shape[1]
     channel_vector("weight", weight, classes, "logits")
     labels = _labels(backend, labels, logits, ignore_index)
-
-    per_class = (-1, *(1,) * (logits.ndim - 2))  # broadcasts over (N, classes, *S)
-    one_hot = xp.arange(classes).reshape(per_class) == labels[:, None]
-    if ignore_index is not None:
-        one_hot &= (labels != ignore_index)[:, None]
-    target = one_hot.astype(logits.dtype)
-    if label_smoothing:
-        counted = one_hot.any(axis=1, keepdims=True)
-        target *= 1 - label_smoothing
-        target += counted * logits.dtype.type(label_smoothing / classes)
-    if weight is not None:
-        target *= weight.reshape(per_class)
-    log_probabilities = log_softmax(logits)
-    # A class that does not count may be impossible: 0·log 0 is 0 here.
-    losses = -(target * xp.where(target != 0, log_probabilities, 0)).sum(axis=1)  # (N, *S)
-    grad = xp.exp(log_probabilities) * target.sum(axis=1, keepdims=True) - target
-    if reduction == "mean" and weight is not None:
-        return _reduced(losses, grad, reduction, float((one_hot * weight.reshape(per_class)).sum()))
-    count = labels.size if ignore_index is None else int(one_hot.sum())
-    return _reduced(losses, grad, reduction, count)
+    return backend.softmax_cross_entropy(
+        logits, labels, weight, label_smoothing, ignore_index, reduction
+    )
 
 
 def mse_loss(prediction: Array, target: Array, *, reduction: str = "mean") -> tuple[Array, Array]:
@@ -80,7 +63,7 @@ def mse_loss(prediction: Array, target: Array, *, reduction: str = "mean") -> tu
     check_choice("reduction", reduction, REDUCTIONS)
     check_shape("target", target.shape, prediction.shape, "like prediction")
     error = prediction - target
-    return _reduced(error * error, 2 * error, reduction, error.size)
+    return reduced(error * error, 2 * error, reduction, error.size)
 
 
 def binary_cross_entropy_with_logits(
@@ -120,7 +103,7 @@ def binary_cross_entropy_with_logits(
     grad = negative * sigmoid(logits) - positive * sigmoid(-logits)
     if weight is not None:
         losses, grad = losses * weight, grad * weight
-    return _reduced(losses, grad, reduction, losses.size)
+    return reduced(losses, grad, reduction, losses.size)
 
 
 def _labels(backend: Backend, labels: Array, logits: Array, ignore_index: int | None) -> Array:
@@ -132,26 +115,8 @@ def _labels(backend: Backend, labels: Array, logits: Array, ignore_index: int | 
             "labels.astype('int64'), or labels.argmax(axis=1) for one-hot labels"
         )
     check_shape("labels", labels.shape, (logits.shape[0], *logits.shape[2:]), "one per sample")
-    classes = logits.shape[1]
-    wrong = (labels < 0) | (labels >= classes)
-    if ignore_index is not None:
-        wrong &= labels != ignore_index
-    if wrong.any():
-        raise ValueError(
-            f"labels must be in [0, {classes}) for logits with {classes} classes, got "
-            f"{int(labels[wrong][0])}; check the number of classes, or pass it as ignore_index"
-        )
+    backend.check_labels(labels, logits.shape[1], ignore_index)
     return backend.asarray(labels)
-
-
-def _reduced(losses: Array, grad: Array, reduction: str, count: float) -> tuple[Array, Array]:
-    if reduction == "none":
-        return losses, grad
-    if reduction == "sum":
-        return losses.sum(), grad
-    if not count:
-        return losses.sum() * float("nan"), grad
-    return losses.sum() * (1 / count), grad * (1 / count)
 
 
 def _broadcasts(shape: Shape, target: Shape) -> bool:
