@@ -123,11 +123,11 @@ def load_data(options: argparse.Namespace) -> ac.data.Dataset:
 
 
 def squared_error(outputs: Any, labels: Any) -> tuple[Any, Any]:
-    """LeNet-1's loss: an output should be 1 for the label's class and −1 for the others."""
+    """LeNet-1's loss ½·Σ(output − target)², with targets of 1 for the label's class, else −1."""
     classes = outputs.shape[1]
     is_label = np.arange(classes) == labels[:, None]  # (N, classes)
     loss, grad = F.mse_loss(outputs, np.where(is_label, 1, -1).astype(outputs.dtype))
-    return classes * loss, classes * grad  # summed over the classes, mean over the images
+    return loss * (classes / 2), grad * (classes / 2)  # a sum over classes, a mean over images
 
 
 def resume(trainer: Trainer, loader: ac.DataLoader, options: argparse.Namespace) -> None:

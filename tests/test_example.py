@@ -209,6 +209,11 @@ class TestRun:
         assert process.returncode == 0
         assert history(tmp_path / "runs" / "digits-lenet5")[-1]["test_accuracy"] >= 0.97
 
+    @pytest.mark.slow
+    def test_lenet1_learns_too(self, tmp_path):
+        assert train("--model", "lenet1", "--no-plot", "--out", ".", cwd=tmp_path).returncode == 0
+        assert history(tmp_path)[-1]["test_accuracy"] >= 0.97
+
 
 WRONG = [
     (["--dataset", "cifar"], "invalid choice: 'cifar'"),
