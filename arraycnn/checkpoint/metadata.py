@@ -23,10 +23,12 @@ def plain(value: Any, where: str) -> Any:
 
     Raises:
         TypeError: something that is not None, bool, int, float, str, list or dict with str keys.
-        ValueError: NaN or infinity.
+        ValueError: NaN, infinity, or half a surrogate pair in a str.
     """
-    if value is None or isinstance(value, bool | str):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return _text(value, where)
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
@@ -37,7 +39,10 @@ def plain(value: Any, where: str) -> Any:
         for key in value:
             if not isinstance(key, str):
                 raise TypeError(f"{where} must have str keys, got {key!r}")
-        return {key: plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+        return {
+            _text(key, f"a key of {where}"): plain(item, f"{where}[{key!r}]")
+            for key, item in value.items()
+        }
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
         return [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
     raise TypeError(
@@ -82,6 +87,14 @@ def decode(text: bytes) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise CheckpointError(f"meta: must be a JSON object, got {type(data).__name__}")
     return data
+
+
+def _text(value: str, where: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{where} must be valid Unicode, got {value!r:.80}") from None
+    return str(value)
 
 
 def _problem(text: bytes) -> str | None:
