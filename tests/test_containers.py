@@ -24,10 +24,6 @@ AFFINE = [
     ("Dense(6, 4, bias=False)", (5, 6)),
 ]
 
-residual_needs_input_grad = pytest.mark.xfail(
-    raises=TypeError, strict=True, reason="backward of Residual does not take input_grad"
-)
-
 
 def make(text: str, backend: Backend) -> Layer:
     layer = build(text).to(backend, dtype="float64")
@@ -123,15 +119,10 @@ class TestSequential:
             "Sequential(Sequential(Sequential(Conv2d(1, 2, 2)), ReLU()), Flatten(), Dense(18, 3))",
             "Sequential(Flatten(), Sigmoid(), Dense(16, 3), ReLU())",
             "Sequential(Tanh(), Flatten())",
-            *(
-                pytest.param(text, marks=residual_needs_input_grad)
-                for text in (
-                    "Sequential(Residual(Conv2d(1, 1, 3, padding=1)), Flatten(), Dense(16, 2))",
-                    "Sequential(Residual(ReLU(), Conv2d(1, 1, 1)), Flatten())",
-                    "Residual(Conv2d(1, 2, 1), Conv2d(1, 2, 3, padding=1))",
-                    "Residual(Sequential(BatchNorm(1), ReLU()))",
-                )
-            ),
+            "Sequential(Residual(Conv2d(1, 1, 3, padding=1)), Flatten(), Dense(16, 2))",
+            "Sequential(Residual(ReLU(), Conv2d(1, 1, 1)), Flatten())",
+            "Residual(Conv2d(1, 2, 1), Conv2d(1, 2, 3, padding=1))",
+            "Residual(Sequential(BatchNorm(1), ReLU()))",
         ],
     )
     def test_skipping_the_input_gradient_leaves_the_others(

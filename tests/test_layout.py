@@ -123,7 +123,6 @@ def test_only_the_first_activation_is_copied_for_its_layout(
     assert counted == []
 
 
-@pytest.mark.xfail(strict=True, reason="Residual adds its input in the layout that it comes in")
 def test_residual_blocks_pass_a_foreign_layout_on_once(
     backend: Backend, counted: list[tuple[int, ...]]
 ) -> None:
@@ -150,7 +149,6 @@ def test_results_and_input_gradients_are_batch_last(name: str, backend: Backend)
     assert is_batch_last(grad) or name == "lenet1"
 
 
-@pytest.mark.xfail(strict=True, reason="the one-hot target is made in NCHW order")
 @pytest.mark.parametrize("shape", [(8, 10), (4, 5, 6, 7)])
 def test_the_gradient_of_the_loss_is_batch_last(shape: tuple[int, ...], backend: Backend) -> None:
     logits = put(backend, np.random.default_rng(0).random(shape, np.float32), "batch_last")

@@ -216,7 +216,6 @@ class TestMoving:
 
 
 class TestCopying:
-    @pytest.mark.xfail(strict=True, raises=TypeError, reason="a backend holds its array module")
     @pytest.mark.parametrize(
         "duplicate",
         [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],

@@ -73,5 +73,11 @@ class Backend(
     def describe(self) -> str:
         """One line on device and libraries, for people."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles of a network refer to the backend by name."""
+        from arraycnn.backends import get_backend  # which imports this module
+
+        return get_backend, (self.name,)
+
     def __repr__(self) -> str:
         return f"<arraycnn backend {self.name!r}>"

@@ -43,7 +43,7 @@ class ConvolutionPrimitives(Layout):
         With ``relu``, max(h, 0), applied while a tile of h is at hand.
         """
         h = self.empty((x.shape[0], weight.shape[0], *window.output_size), x.dtype)
-        rows = _grouped(buffer_of(h), groups)  # (G, O/G, L·N)
+        rows = grouped(buffer_of(h), groups)  # (G, O/G, L·N)
         kernels = weight.reshape(groups, weight.shape[0] // groups, -1)  # (G, O/G, C/G·taps)
         offsets = None if bias is None else bias.reshape(groups, -1, 1)  # (G, O/G, 1)
         for run, columns in self._column_tiles(x, window, groups):
@@ -59,7 +59,7 @@ class ConvolutionPrimitives(Layout):
         self, x: Array, grad_output: Array, weight_shape: Shape, window: Window, groups: int
     ) -> Array:
         """δK = Δ vᴴ: x (N, C, *S), grad_output (N, O, *out) → ``weight_shape``."""
-        delta = _grouped(buffer_of(grad_output), groups)  # (G, O/G, L·N)
+        delta = grouped(buffer_of(grad_output), groups)  # (G, O/G, L·N)
         grad = self.xp.zeros((groups, delta.shape[1], math.prod(weight_shape[1:])), x.dtype)
         for run, columns in self._column_tiles(x, window, groups):
             grad += delta[:, :, run] @ columns.conj().swapaxes(1, 2)
@@ -72,18 +72,27 @@ class ConvolutionPrimitives(Layout):
 
         With ``grad_output`` for x this is the transposed convolution.
         """
-        delta = _grouped(buffer_of(grad_output), groups)  # (G, O/G, L·N)
+        delta = grouped(buffer_of(grad_output), groups)  # (G, O/G, L·N)
         kernels = weight.reshape(groups, weight.shape[0] // groups, -1)
         adjoint = kernels.conj().swapaxes(1, 2)  # (G, C/G·taps, O/G)
         channels = weight.shape[1] * groups
         if window.is_pointwise:
             grad = self.empty((grad_output.shape[0], channels, *window.input_size), weight.dtype)
-            self.xp.matmul(adjoint, delta, out=_grouped(buffer_of(grad), groups))
+            self.xp.matmul(adjoint, delta, out=grouped(buffer_of(grad), groups))
             return grad
         padded = self.xp.zeros((channels, *window.padded_size, grad_output.shape[0]), weight.dtype)
         for tile, run in self._tiles(window, grad_output.shape[0], channels, weight.dtype):
             self._add_columns(padded, adjoint @ delta[:, :, run], window, tile)
         return self.unpadded(padded, window)
+
+    def convolution_grads(
+        self, x: Array, grad_output: Array, weight: Array, window: Window, groups: int
+    ) -> tuple[Array, Array]:
+        """Both gradients of a convolution: δx and δK."""
+        return (
+            self.convolution_input_grad(grad_output, weight, window, groups),
+            self.convolution_weight_grad(x, grad_output, weight.shape, window, groups),
+        )
 
     def im2col(self, x: Array, window: Window) -> Array:
         """What each output position sees: (N, C, *S) → columns (C·taps, L·N)."""
@@ -109,7 +118,7 @@ class ConvolutionPrimitives(Layout):
         """Runs of consecutive output elements and their columns (G, C/G·taps, run)."""
         batch, channels = x.shape[:2]
         if window.is_pointwise:
-            yield slice(None), _grouped(buffer_of(x), groups)
+            yield slice(None), grouped(buffer_of(x), groups)
             return
         seen = self._seen(x, window)  # (C, *kernel, *out, N)
         scratch = None
@@ -158,7 +167,7 @@ class ConvolutionPrimitives(Layout):
             padded[(slice(None), *place, tile[-1])] += columns[:, tap]
 
 
-def _grouped(buffer: Array, groups: int) -> Array:
+def grouped(buffer: Array, groups: int) -> Array:
     """A buffer (C, ...) as the matrices (groups, C/groups, rest)."""
     return buffer.reshape(groups, buffer.shape[0] // groups, math.prod(buffer.shape[1:]))
 

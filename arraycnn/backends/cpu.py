@@ -1,4 +1,4 @@
-"""The NumPy backend: the reference in tiles that stay in the processor's cache."""
+"""The NumPy backend: cache-sized tiles on several threads, in memory that is used again."""
 
 import platform
 from typing import Any
@@ -6,22 +6,42 @@ from typing import Any
 import numpy as np
 
 from arraycnn.backends.base import Backend
-from arraycnn.backends.convolution import adjoint_kernels
-from arraycnn.geometry import Window
-from arraycnn.types import Array
+from arraycnn.backends.cpu_convolution import CpuConvolution
+from arraycnn.backends.cpu_elementwise import CpuElementwise
+from arraycnn.backends.memory import BlockPool, Scratch
+from arraycnn.backends.threads import Workers, describe_blas
+from arraycnn.types import Array, Shape
 
-TILE_BYTES = 1 << 20  # a column tile this large is still in the L2 cache when it is multiplied
-TILE_LENGTHS = (256, 4096)  # shorter tiles starve the matrix product, longer ones gain nothing
+KEPT_BYTES = 1 << 30  # recycled memory is given back to the system above this
 
 
-class CpuBackend(Backend):
-    """NumPy arrays in host memory."""
+class CpuBackend(CpuConvolution, CpuElementwise, Backend):
+    """NumPy arrays in host memory.
+
+    Attributes:
+        num_threads: threads that an operation may use; by default ``$ARRAYCNN_NUM_THREADS``, else
+            the processors of this process. May be assigned; results do not depend on it.
+    """
 
     def __init__(self) -> None:
         super().__init__("cpu", np, workspace_limit=64 << 20)
+        self.blocks = BlockPool(KEPT_BYTES)
+        self.scratch = Scratch()
+        self.workers = Workers()
+
+    @property
+    def num_threads(self) -> int:
+        return self.workers.count
+
+    @num_threads.setter
+    def num_threads(self, count: int) -> None:
+        self.workers.count = count
 
     def owns(self, x: Any) -> bool:
         return isinstance(x, np.ndarray)
+
+    def new_buffer(self, shape: Shape, dtype: Any) -> Array:
+        return self.blocks.empty(shape, dtype)
 
     def asarray(self, x: Any, dtype: Any = None) -> Array:
         if not isinstance(x, np.ndarray) and hasattr(x, "__cuda_array_interface__"):
@@ -38,23 +58,8 @@ class CpuBackend(Backend):
         """Nothing to wait for: NumPy has finished when it returns."""
 
     def describe(self) -> str:
-        blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+        threads = f"{self.num_threads} thread{'s' if self.num_threads > 1 else ''}"
         return (
-            f"cpu: {platform.processor() or platform.machine()}, NumPy {np.__version__} with "
-            f"{blas.get('name', 'unknown BLAS')}"
+            f"cpu: {platform.processor() or platform.machine()}, {threads}, "
+            f"NumPy {np.__version__} with {describe_blas()}"
         )
-
-    def convolution_input_grad(
-        self, grad_output: Array, weight: Array, window: Window, groups: int
-    ) -> Array:
-        direct = window.adjoint()
-        # Columns of the wider side cost most: col2im makes them from C, the convolution from O.
-        narrow = 2 * weight.shape[1] * groups < weight.shape[0]
-        if direct is None or narrow or window.is_pointwise:
-            return super().convolution_input_grad(grad_output, weight, window, groups)
-        return self.convolution(grad_output, adjoint_kernels(weight, groups), None, direct, groups)
-
-    def _tile_length(self, column_bytes: int) -> int:
-        shortest, longest = TILE_LENGTHS
-        length = min(longest, max(shortest, TILE_BYTES // column_bytes))
-        return min(length, super()._tile_length(column_bytes))

@@ -21,13 +21,19 @@ class Layout:
 
     xp: Any
 
+    def new_buffer(self, shape: Shape, dtype: Any) -> Array:
+        """Uninitialised memory for a buffer (C, *S, N)."""
+        return self.xp.empty(shape, dtype)
+
     def empty(self, shape: Shape, dtype: Any) -> Array:
         """An uninitialised (N, C, *S) array in batch-last memory."""
-        return batch_view(self.xp.empty((*shape[1:], shape[0]), dtype))
+        return batch_view(self.new_buffer((*shape[1:], shape[0]), dtype))
 
     def zeros(self, shape: Shape, dtype: Any) -> Array:
         """A zero (N, C, *S) array in batch-last memory."""
-        return batch_view(self.xp.zeros((*shape[1:], shape[0]), dtype))
+        x = self.empty(shape, dtype)
+        x[...] = 0
+        return x
 
     def batch_last(self, x: Array) -> Array:
         """``x`` itself where it is in batch-last memory, else a copy that is."""
@@ -43,8 +49,13 @@ class Layout:
         if window.is_unpadded:
             return buffer
         shape = (buffer.shape[0], *window.padded_size, buffer.shape[-1])
-        padded = self.xp.full(shape, value, x.dtype)
-        padded[(slice(None), *window.inner_slices())] = buffer
+        padded = self.new_buffer(shape, x.dtype)
+        inner = window.inner_slices()
+        for axis, part in enumerate(inner):  # the border, slab by slab
+            within = (slice(None), *inner[:axis])
+            padded[(*within, slice(0, part.start))] = value
+            padded[(*within, slice(part.stop, None))] = value
+        padded[(slice(None), *inner)] = buffer
         return padded
 
     def unpadded(self, padded: Array, window: Window) -> Array:

@@ -1,6 +1,6 @@
 """Softmax cross-entropy: the loss of classification and its gradient, together."""
 
-from arraycnn.backends.layout import Layout
+from arraycnn.backends.layout import Layout, batch_view, buffer_of
 from arraycnn.types import Array
 
 
@@ -24,7 +24,9 @@ class LossPrimitives(Layout):
         """
         xp, classes = self.xp, logits.shape[1]
         per_class = (-1, *(1,) * (logits.ndim - 2))  # broadcasts over (N, classes, *S)
-        one_hot = xp.arange(classes).reshape(per_class) == labels[:, None]
+        class_rows = xp.arange(classes).reshape(-1, *(1,) * (logits.ndim - 1))  # over (*S, N)
+        labels_row = buffer_of(self.batch_last(labels[:, None]))  # (1, *S, N)
+        one_hot = batch_view(class_rows == labels_row)  # (N, classes, *S)
         if ignore_index is not None:
             one_hot &= (labels != ignore_index)[:, None]
         target = one_hot.astype(logits.dtype)

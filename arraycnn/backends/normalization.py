@@ -9,7 +9,7 @@ class NormalizationPrimitives(Layout):
 
     def channel_moments(self, x: Array) -> tuple[Array, Array]:
         """Mean and (biased) variance of each channel: two arrays (C,)."""
-        rows = _rows(x)  # (C, N·L)
+        rows = rows_of(x)  # (C, N·L)
         mean = rows.mean(axis=1)
         return mean, self.xp.square(rows - mean[:, None]).mean(axis=1)
 
@@ -25,7 +25,7 @@ class NormalizationPrimitives(Layout):
 
     def channel_sum(self, x: Array) -> Array:
         """The sum of each channel: (C,)."""
-        return _rows(x).sum(axis=1)
+        return rows_of(x).sum(axis=1)
 
     def batch_norm_grad(
         self, x: Array, mean: Array, inverse_std: Array, scale: Array, grad_output: Array
@@ -34,8 +34,8 @@ class NormalizationPrimitives(Layout):
 
         δscale = Σ Δ·x̂, δshift = Σ Δ, δx = scale·inverse_std·(Δ − mean(Δ) − x̂·mean(Δ·x̂)).
         """
-        delta = _rows(grad_output)  # (C, N·L)
-        normalised = (_rows(x) - mean[:, None]) * inverse_std[:, None]
+        delta = rows_of(grad_output)  # (C, N·L)
+        normalised = (rows_of(x) - mean[:, None]) * inverse_std[:, None]
         grad_scale = (delta * normalised).sum(axis=1)
         grad_shift = delta.sum(axis=1)
         count = max(1, delta.shape[1])
@@ -44,7 +44,7 @@ class NormalizationPrimitives(Layout):
         return batch_view(grad.reshape(buffer_of(x).shape)), grad_scale, grad_shift
 
 
-def _rows(x: Array) -> Array:
+def rows_of(x: Array) -> Array:
     """The buffer of x as one row per channel: (C, N·L)."""
     buffer = buffer_of(x)
     return buffer.reshape(buffer.shape[0], x.size // max(1, buffer.shape[0]))

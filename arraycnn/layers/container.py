@@ -5,7 +5,7 @@ from typing import Any, overload
 
 from arraycnn.backends import BackendLike, get_backend
 from arraycnn.layers.activation import ReLU
-from arraycnn.layers.base import AffineLayer, Backward, Layer
+from arraycnn.layers.base import AffineLayer, Backward, Layer, receive_grad
 from arraycnn.random import seed_of
 from arraycnn.types import Array, Shape
 
@@ -137,17 +137,34 @@ class Residual(Layer):
         adopt(self, seed, backend)
 
     def forward(self, x: Array) -> tuple[Array, Backward]:
-        _, x = self.receive(x)
+        backend, x = self.receive(x)
         self._check(x.shape)
+        x = backend.batch_last(x)
         y, body_backward = self.body.forward(x)
+        branches = [(self.body, body_backward)]
         if self.shortcut is None:
-            return y + x, lambda grad_y: body_backward(grad_y) + grad_y
-        z, shortcut_backward = self.shortcut.forward(x)
-        return y + z, lambda grad_y: body_backward(grad_y) + shortcut_backward(grad_y)
+            y = y + x
+        else:
+            z, shortcut_backward = self.shortcut.forward(x)
+            branches.append((self.shortcut, shortcut_backward))
+            y = y + z
+
+        def backward(grad_y: Array, *, input_grad: bool = True) -> Array | None:
+            delta = backend.batch_last(receive_grad(backend, grad_y, y))
+            if not input_grad:
+                for layer, branch in branches:
+                    if layer.parameters():
+                        branch(delta, input_grad=False)
+                return None
+            grads = [branch(delta) for _, branch in branches]
+            return grads[0] + (grads[1] if len(grads) > 1 else delta)
+
+        return y, backward
 
     def __call__(self, x: Array) -> Array:
-        _, x = self.receive(x)
+        backend, x = self.receive(x)
         self._check(x.shape)
+        x = backend.batch_last(x)
         return self.body(x) + (x if self.shortcut is None else self.shortcut(x))
 
     def leaves(self, input_shape: Shape) -> Iterator[tuple[str, Layer, Shape]]:
@@ -177,6 +194,8 @@ class Residual(Layer):
 
 def adopt(container: Layer, seed: int | None, backend: BackendLike | None) -> None:
     """Bring a container's layers to one backend, and initialise them if there is a seed."""
+    if seed is not None:
+        seed = seed_of(seed)
     inner = [layer.backend for _, layer in container.named_layers() if layer.backend is not None]
     if backend is None:
         names = sorted({found.name for found in inner})
@@ -191,4 +210,4 @@ def adopt(container: Layer, seed: int | None, backend: BackendLike | None) -> No
     if backend is not None:
         container.to(backend)
     if seed is not None:
-        container.initialize(seed_of(seed))
+        container.initialize(seed)

@@ -121,12 +121,15 @@ class Conv(ConvBase):
 
         def backward(grad_h: Array, *, input_grad: bool = True) -> Array | None:
             delta = backend.batch_last(receive_grad(backend, grad_h, h, relu=relu))
-            weight.add_grad(backend.convolution_weight_grad(x, delta, weight.shape, window, groups))
             if bias is not None:
                 bias.add_grad(backend.channel_sum(delta))
             if not input_grad:
+                grad = backend.convolution_weight_grad(x, delta, weight.shape, window, groups)
+                weight.add_grad(grad)
                 return None
-            return backend.convolution_input_grad(delta, weight.data, window, groups)
+            grad_x, grad = backend.convolution_grads(x, delta, weight.data, window, groups)
+            weight.add_grad(grad)
+            return grad_x
 
         return h, backward
 

@@ -1,0 +1,239 @@
+"""Pooling, ReLU and batch norm on the CPU: few passes, in chunks that stay in cache."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from arraycnn.backends.layout import buffer_of
+from arraycnn.backends.memory import Scratch
+from arraycnn.backends.normalization import NormalizationPrimitives, rows_of
+from arraycnn.backends.pointwise import PointwisePrimitives
+from arraycnn.backends.pooling import PoolingPrimitives
+from arraycnn.backends.threads import Workers
+from arraycnn.geometry import Window
+from arraycnn.types import Array, Shape
+
+CHUNK = 1 << 16  # elements that an operation works on at a time
+SUM_BLOCK = 4096  # sums run over blocks this long, then over the blocks, which keeps them accurate
+SECONDS = 2e-10  # a guess at the time of one pass over an element
+
+
+class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimitives):
+    """Chunked and threaded; see the base classes for what is computed."""
+
+    scratch: Scratch
+    workers: Workers
+
+    def relu(self, x: Array) -> Array:
+        x = self.batch_last(x)
+        y = self.empty(x.shape, x.dtype)
+        source, target = _flat(x), _flat(y)
+
+        def rectify(part: slice) -> None:
+            np.maximum(source[part], np.zeros(1, x.dtype), out=target[part])
+
+        self._each_chunk(rectify, x.size)
+        return y
+
+    def relu_grad(self, y: Array, grad_output: Array) -> Array:
+        y, grad_output = self.batch_last(y), self.batch_last(grad_output)
+        grad = self.empty(y.shape, y.dtype)
+        output = _flat(y)
+        source, target = _bits(_flat(grad_output)), _bits(_flat(grad))
+
+        def select(part: slice) -> None:
+            passes = self.scratch("mask", output[part].shape, bool)
+            np.greater(output[part], 0, out=passes)
+            np.multiply(source[part], passes, out=target[part])
+
+        self._each_chunk(select, y.size, passes=3)
+        return grad
+
+    def max_pool(self, x: Array, window: Window) -> Array:
+        if not _is_partition(window) or not x.size:
+            return super().max_pool(x, window)
+        y = self.empty((*x.shape[:2], *window.output_size), x.dtype)
+        source, target = buffer_of(x), buffer_of(y)
+
+        def pool(channels: slice) -> None:
+            part = source[channels]
+            for axis in reversed(range(1, window.ndim + 1)):  # contiguous runs stay long
+                size, taps = window.output_size[axis - 1], window.kernel_size[axis - 1]
+                last = axis == 1
+                shape = (*part.shape[:axis], size, *part.shape[axis + 1 :])
+                reduced = target[channels] if last else self.scratch(f"max {axis}", shape, x.dtype)
+                first = _every(part, axis, 0, taps, size)
+                if taps == 1:
+                    np.copyto(reduced, first)
+                for tap in range(1, taps):
+                    np.maximum(first, _every(part, axis, tap, taps, size), out=reduced)
+                    first = reduced
+                part = reduced
+
+        self._each_channels(pool, source.shape, passes=2)
+        return y
+
+    def max_pool_grad(self, x: Array, y: Array, grad_output: Array, window: Window) -> Array:
+        # A NaN is equal to nothing, so it would not be found below.
+        if not _is_partition(window) or not x.size or np.isnan(y.max()):
+            return super().max_pool_grad(x, y, grad_output, window)
+        grad = self.empty(x.shape, x.dtype)
+        source, maximum = buffer_of(x), buffer_of(y)
+        delta, target = _bits(buffer_of(grad_output)), _bits(buffer_of(grad))
+        places = [(slice(None), *window.tap_slices(tap)) for tap in window.tap_offsets()]
+        covered = [o * k for o, k in zip(window.output_size, window.kernel_size, strict=True)]
+
+        def route(channels: slice) -> None:
+            part, out, best = source[channels], target[channels], maximum[channels]
+            for axis, end in enumerate(covered, 1):  # what no window sees
+                out[(slice(None),) * axis + (slice(end, None),)] = 0
+            rest = self.scratch("rest", best.shape, delta.dtype)
+            found = self.scratch("mask", best.shape, bool)
+            np.copyto(rest, delta[channels])
+            for place in places[:-1]:
+                np.equal(part[place], best, out=found)
+                np.multiply(rest, found, out=out[place])
+                np.subtract(rest, out[place], out=rest)  # bits: taken whole or not at all
+            out[places[-1]] = rest
+
+        self._each_channels(route, source.shape, passes=4)
+        return grad
+
+    def channel_moments(self, x: Array) -> tuple[Array, Array]:
+        rows = rows_of(x)  # (C, N·L)
+        mean, var = (np.empty(rows.shape[0], x.dtype) for _ in range(2))
+
+        def measure(channels: slice) -> None:
+            part = rows[channels]
+            mean[channels] = _row_sums(part) / rows.shape[1]
+            total = np.zeros(part.shape[0])
+            for run in _runs(part.shape):
+                shape = (part.shape[0], run.stop - run.start)
+                centred = self.scratch("centred", shape, x.dtype)
+                np.subtract(part[:, run], mean[channels, None], out=centred)
+                total += np.vecdot(centred, centred)
+            var[channels] = total / rows.shape[1]
+
+        self._each_channels(measure, rows.shape, passes=3)
+        return mean, var
+
+    def scale_shift(self, x: Array, scale: Array, shift: Array, relu: bool = False) -> Array:
+        y = self.empty(x.shape, x.dtype)
+        source, target = rows_of(x), rows_of(y)
+
+        def apply(channels: slice) -> None:
+            for run in _runs(source[channels].shape):
+                part = target[channels, run]
+                np.multiply(source[channels, run], scale[channels, None], out=part)
+                np.add(part, shift[channels, None], out=part)
+                if relu:
+                    np.maximum(part, np.zeros(1, x.dtype), out=part)
+
+        self._each_channels(apply, source.shape, passes=3)
+        return y
+
+    def channel_sum(self, x: Array) -> Array:
+        x = self.batch_last(x)
+        return _row_sums(rows_of(x)).astype(x.dtype) if x.size else super().channel_sum(x)
+
+    def batch_norm_grad(
+        self, x: Array, mean: Array, inverse_std: Array, scale: Array, grad_output: Array
+    ) -> tuple[Array, Array, Array]:
+        grad = self.empty(x.shape, x.dtype)
+        source, delta, target = rows_of(x), rows_of(grad_output), rows_of(grad)
+        grad_scale, grad_shift = np.empty_like(mean), np.empty_like(mean)
+        count = x.dtype.type(max(1, source.shape[1]))
+
+        def differentiate(channels: slice) -> None:
+            shift = _row_sums(delta[channels])
+            total = np.zeros_like(shift)
+            for run in _runs(source[channels].shape):
+                centred = self._centred(source[channels, run], mean[channels])
+                total += np.vecdot(delta[channels, run], centred)
+            grad_shift[channels], grad_scale[channels] = shift, total * inverse_std[channels]
+            factor = scale[channels] * inverse_std[channels]
+            slope = -factor * inverse_std[channels] * grad_scale[channels] / count
+            offset = -factor * grad_shift[channels] / count
+            for run in _runs(source[channels].shape):
+                centred = self._centred(source[channels, run], mean[channels])
+                part = target[channels, run]
+                np.multiply(delta[channels, run], factor[:, None], out=part)
+                np.multiply(centred, slope[:, None], out=centred)
+                np.add(centred, offset[:, None], out=centred)
+                np.add(part, centred, out=part)
+
+        self._each_channels(differentiate, source.shape, passes=8)
+        return grad, grad_scale, grad_shift
+
+    def _centred(self, part: Array, mean: Array) -> Array:
+        centred = self.scratch("centred", part.shape, part.dtype)
+        return np.subtract(part, mean[:, None], out=centred)
+
+    def _each_chunk(self, function: Callable[[slice], None], size: int, passes: int = 2) -> None:
+        """Call ``function`` for slices that cover ``size`` elements."""
+        parts = -(-size // CHUNK)
+        self.workers.run(
+            lambda index: function(slice(index * CHUNK, min(size, (index + 1) * CHUNK))),
+            parts,
+            size * passes * SECONDS,
+        )
+
+    def _each_channels(self, function: Callable[[slice], None], shape: Shape, passes: int) -> None:
+        """Call ``function`` for slices of the first dimension, each about a chunk of elements."""
+        size = int(np.prod(shape))
+        step = max(1, CHUNK // max(1, size // max(1, shape[0])))
+        self.workers.run(
+            lambda index: function(slice(index * step, min(shape[0], (index + 1) * step))),
+            -(-shape[0] // step),
+            size * passes * SECONDS,
+        )
+
+
+def _flat(x: Array) -> Array:
+    """The elements of a batch-last array as one row."""
+    return buffer_of(x).reshape(-1)
+
+
+def _bits(x: Array) -> Array:
+    """The same memory as integers: times 0 or 1 they select exactly, infinities and NaNs too."""
+    return x.view(f"i{x.dtype.itemsize}")
+
+
+def _is_partition(window: Window) -> bool:
+    """Whether the windows lie side by side inside the input, none overlapping another."""
+    return (
+        window.stride == window.kernel_size
+        and not any(before for before, _ in window.padding)
+        and all(d == 1 for d in window.dilation)
+        and all(
+            o * k <= i
+            for o, k, i in zip(
+                window.output_size, window.kernel_size, window.input_size, strict=True
+            )
+        )
+    )
+
+
+def _every(part: Array, axis: int, tap: int, taps: int, size: int) -> Array:
+    """One tap of all windows along one axis of a buffer."""
+    return part[(slice(None),) * axis + (slice(tap, tap + (size - 1) * taps + 1, taps),)]
+
+
+def _runs(shape: Shape) -> list[slice]:
+    """Slices of the second dimension, each about a chunk of elements."""
+    step = max(1, CHUNK // max(1, shape[0]))
+    return [slice(start, min(start + step, shape[1])) for start in range(0, shape[1], step)]
+
+
+def _row_sums(rows: Array) -> Any:
+    """Σ of each row in float64: matrix–vector products over blocks, which beat ``sum``."""
+    length = rows.shape[1]
+    whole = length - length % SUM_BLOCK
+    ones = np.ones(min(length, SUM_BLOCK), rows.dtype)
+    total = np.zeros(rows.shape[0], np.result_type(rows.dtype, np.float64))
+    for start in range(0, whole, SUM_BLOCK):
+        total += rows[:, start : start + SUM_BLOCK] @ ones
+    if whole < length:
+        total += rows[:, whole:] @ ones[: length - whole]
+    return total
