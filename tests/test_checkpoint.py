@@ -409,7 +409,6 @@ class TestArguments:
 
     def test_extra_is_kept_exactly(self, tmp_path):
         extra = {"ä😀": [1, -0.0, 1e-300, 0.1, 2**80, True, None, '\n\0"\\[{'], "": {}}
-        extra["ä\ud83d\ude00"][1] = 0.1
         ac.save_checkpoint(tmp_path / "x.h5", ac.Dense(1, 1), extra=extra)
         assert ac.read_checkpoint_info(tmp_path / "x.h5").extra == extra
 

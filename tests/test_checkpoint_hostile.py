@@ -363,7 +363,7 @@ HOSTILE_CONFIG = {
     ),
     "deep": (deep_config(40), "nested 123 deep, 100 are allowed"),
     "too many layers": (
-        {"class": "Sequential", "config": {"layers": [{"class": "ReLU", "config": {}}] * 20_000}},
+        {"class": "Sequential", "config": {"layers": [{"class": "ReLU", "config": {}}] * 10_000}},
         "more than the 10000 layers",
     ),
 }
