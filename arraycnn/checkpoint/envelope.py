@@ -22,6 +22,7 @@ from arraycnn.types import Array
 MAGIC = b"\x89ACNN\r\n\n"
 VERSION = 1
 USER_BLOCK = 512
+ALIGNMENT = 64  # of larger datasets in the file
 CHUNK = 4 << 20
 
 _FIELDS = struct.Struct("<8sIIQ32s")
@@ -111,9 +112,11 @@ def _check_fields(block: bytes, size: int) -> bytes:
 def _memory(size: int, block: bytes) -> Array:
     """Room for the file, its user block filled in: HDF5 looks there for its signature first."""
     try:
-        memory = np.empty(size, np.uint8)
+        room = np.empty(size + ALIGNMENT, np.uint8)
     except MemoryError:
         raise CheckpointError(f"the file of {size} bytes does not fit into memory") from None
+    start = -room.ctypes.data % ALIGNMENT  # what is aligned in the file is aligned in memory
+    memory = room[start : start + size]
     memory[:USER_BLOCK] = np.frombuffer(block, np.uint8)
     return memory
 

@@ -17,7 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from arraycnn.checkpoint.envelope import USER_BLOCK
+from arraycnn.checkpoint.envelope import ALIGNMENT, USER_BLOCK
 from arraycnn.checkpoint.stream import Source, Stream
 from arraycnn.errors import CheckpointDamagedError, CheckpointError
 from arraycnn.types import Array, Shape
@@ -32,7 +32,6 @@ TYPES = {
     "uint64": h5py.h5t.STD_U64LE,
 }
 LIBRARY_VERSIONS = ("v110", "v110")  # the oldest and the newest format that may be written
-ALIGNMENT = 64  # of larger datasets in the file, so that they can be copied at full speed
 
 _SUPERBLOCK = struct.Struct("<8sBBBBQQQQ")  # version 3, without its checksum
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"

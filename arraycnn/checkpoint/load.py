@@ -176,8 +176,11 @@ def load_model(
         tensors = tensors_of(model)
         _check_fit({n: _typed_as(entries, n, tensor) for n, tensor in tensors.items()}, entries)
         _check_random(model, meta["random"])
+    # Parameters may stay where they are in memory, if little else would stay with them.
+    lean = source.size < 1.5 * sum(array.nbytes for array in loaded.values())
     for name, tensor in tensors.items():
-        tensor.data = np.array(loaded[name], order="C")  # a copy: the file's bytes can go
+        array = loaded[name]
+        tensor.data = array if lean and array.flags.aligned else np.array(array, order="C")
     model.load_random_state(meta["random"])
     return model.to(target)
 
