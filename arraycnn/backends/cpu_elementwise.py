@@ -1,4 +1,4 @@
-"""Pooling, ReLU and batch norm on the CPU: few passes, in chunks that stay in cache."""
+"""Dense, pooling, ReLU and batch norm on the CPU: few passes, in chunks that stay in cache."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,9 @@ from arraycnn.types import Array, Shape
 
 CHUNK = 1 << 16  # elements that an operation works on at a time
 SUM_BLOCK = 4096  # sums run over blocks this long, then over the blocks, which keeps them accurate
-SECONDS = 2e-10  # a guess at the time of one pass over an element
+ROWS = 64  # of a dense product that one thread computes at a time
+SECONDS = 2e-10  # a guess at the time of one pass over an element …
+SECONDS_PER_PRODUCT = 1e-11  # … and of a multiply-add
 
 
 class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimitives):
@@ -48,6 +50,37 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
             np.multiply(source[part], passes, out=target[part])
 
         self._each_chunk(select, y.size, passes=3)
+        return grad
+
+    def dense(self, x: Array, weight: Array, bias: Array | None, relu: bool = False) -> Array:
+        h = self.new_buffer((weight.shape[0], x.shape[0]), weight.dtype)  # (O, N)
+
+        def multiply(rows: slice) -> None:
+            part = np.matmul(weight[rows], x.T, out=h[rows])
+            if bias is not None:
+                np.add(part, bias[rows, None], out=part)
+            if relu:
+                np.maximum(part, 0, out=part)
+
+        self._each_row_block(multiply, weight.shape[0], x.size)
+        return h.T
+
+    def dense_input_grad(self, grad_output: Array, weight: Array) -> Array:
+        grad = self.new_buffer((weight.shape[1], grad_output.shape[0]), weight.dtype)  # (I, N)
+
+        def multiply(rows: slice) -> None:
+            np.matmul(weight.T[rows], grad_output.T, out=grad[rows])
+
+        self._each_row_block(multiply, weight.shape[1], grad_output.size)
+        return grad.T
+
+    def dense_weight_grad(self, x: Array, grad_output: Array) -> Array:
+        grad = np.empty((grad_output.shape[1], x.shape[1]), x.dtype)  # (O, I)
+
+        def multiply(rows: slice) -> None:
+            np.matmul(grad_output.T[rows], x, out=grad[rows])
+
+        self._each_row_block(multiply, grad.shape[0], x.size)
         return grad
 
     def max_pool(self, x: Array, window: Window) -> Array:
@@ -134,8 +167,14 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
         return y
 
     def channel_sum(self, x: Array) -> Array:
-        x = self.batch_last(x)
-        return _row_sums(rows_of(x)).astype(x.dtype) if x.size else super().channel_sum(x)
+        rows = rows_of(self.batch_last(x))  # (C, N·L)
+        total = np.empty(rows.shape[0], x.dtype)
+
+        def add(channels: slice) -> None:
+            total[channels] = _row_sums(rows[channels])
+
+        self._each_channels(add, rows.shape, passes=1)
+        return total
 
     def batch_norm_grad(
         self, x: Array, mean: Array, inverse_std: Array, scale: Array, grad_output: Array
@@ -169,6 +208,14 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
     def _centred(self, part: Array, mean: Array) -> Array:
         centred = self.scratch("centred", part.shape, part.dtype)
         return np.subtract(part, mean[:, None], out=centred)
+
+    def _each_row_block(self, function: Callable[[slice], None], rows: int, products: int) -> None:
+        """Call ``function`` for blocks of rows of a matrix product, ``products`` in each row."""
+        self.workers.run(
+            lambda index: function(slice(index * ROWS, min(rows, (index + 1) * ROWS))),
+            -(-rows // ROWS),
+            rows * products * SECONDS_PER_PRODUCT,
+        )
 
     def _each_chunk(self, function: Callable[[slice], None], size: int, passes: int = 2) -> None:
         """Call ``function`` for slices that cover ``size`` elements."""
