@@ -1,4 +1,4 @@
-"""The embedded digits, and MNIST, Fashion-MNIST and Kuzushiji-MNIST from disk or the Internet."""
+"""The embedded digits; MNIST, Fashion-MNIST and Kuzushiji-MNIST, downloaded if need be; SVHN."""
 
 import hashlib
 import os
@@ -10,15 +10,16 @@ from typing import NamedTuple
 import numpy as np
 
 from arraycnn.data.idx import read_idx
+from arraycnn.data.svhn import read_svhn
 from arraycnn.types import Array
 
 
 class Dataset(NamedTuple):
     """Images with their labels, split into a training and a test part."""
 
-    train_images: Array  # (N, 1, H, W) float32 in [0, 1]
+    train_images: Array  # (N, C, H, W) float32 in [0, 1]; C is 1 except for svhn
     train_labels: Array  # (N,) int64
-    test_images: Array  # (M, 1, H, W) float32 in [0, 1]
+    test_images: Array  # (M, C, H, W) float32 in [0, 1]
     test_labels: Array  # (M,) int64
     class_names: tuple[str, ...]
 
@@ -192,6 +193,36 @@ def kmnist(data_dir: str | os.PathLike[str] | None = None, *, download: bool = T
     return _load(_KMNIST, data_dir, download)
 
 
+def svhn(data_dir: str | os.PathLike[str]) -> Dataset:
+    """Street view house numbers: 73,257 training and 26,032 test images of 3×32×32 pixels.
+
+    ``train_32x32.mat`` and ``test_32x32.mat`` are looked for in ``data_dir/svhn``, then in
+    ``data_dir``; they are not downloaded. All images together take 1.2 GB.
+
+    Raises:
+        FileNotFoundError: the files are not there. ImportError: SciPy is not installed.
+        ValueError: a file is damaged or another one.
+
+    Source: Y. Netzer et al., "Reading digits in natural images with unsupervised feature learning",
+    2011, http://ufldl.stanford.edu/housenumbers/.
+    """
+    names = ("train_32x32.mat", "test_32x32.mat")
+    folders = [Path(data_dir).expanduser() / "svhn", Path(data_dir).expanduser()]
+    for folder in folders:
+        if all(os.path.isfile(folder / name) for name in names):
+            (train_images, train_labels), (test_images, test_labels) = (
+                read_svhn(folder / name) for name in names
+            )
+            return Dataset(
+                _scaled(train_images, 255), train_labels,
+                _scaled(test_images, 255), test_labels, _DIGIT_NAMES,
+            )  # fmt: skip
+    raise FileNotFoundError(
+        f"SVHN was not found: {' and '.join(names)} are neither in {folders[0]} nor in "
+        f"{folders[1]}; fetch them from http://ufldl.stanford.edu/housenumbers/"
+    )
+
+
 def _load(source: _Source, data_dir: str | os.PathLike[str] | None, download: bool) -> Dataset:
     cache = _cache_folder() / source.name
     roots = [
@@ -300,5 +331,9 @@ def _read_part(
             f"{labels_path}: labels from 0 to {class_count - 1} were expected, found "
             f"{labels.max()}; put the right file in its place"
         )
-    scaled = np.divide(images, np.float32(white), dtype=np.float32)
-    return scaled[:, np.newaxis], labels.astype(np.int64)
+    return _scaled(images, white)[:, np.newaxis], labels.astype(np.int64)
+
+
+def _scaled(images: Array, white: int) -> Array:
+    """Grey levels 0..white as float32 in [0, 1]."""
+    return np.divide(images, np.float32(white), dtype=np.float32)
