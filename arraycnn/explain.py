@@ -99,6 +99,7 @@ class Explanation:
              ("δx", self.grad_input.reshape(planes.shape))],
         ]  # fmt: skip
         figure = Figure()
+        figure.set_layout_engine("none")  # the axes fill it
         axes = figure.add_axes((0, 0, 1, 1))
         top, width = 0.0, 0.0
         for line in lines:
@@ -195,17 +196,16 @@ def draw_matrix(
 
     left, top = at
     rows, columns = values.shape
+    level = 2  # one for all parts: a matrix that is drawn later lies on top
     shown = _numbers(values)
     size = 11 if max(map(len, shown.flat)) <= 4 else 8
     for (row, column), number in np.ndenumerate(shown):
+        x, y = left + column, top + row
         face = colour if isinstance(colour, str) else colour[row, column]
-        axes.add_patch(
-            Rectangle((left + column, top + row), 1, 1, facecolor=face, edgecolor="0.5", lw=0.6)
-        )
-        axes.text(left + column + 0.5, top + row + 0.5, number, ha="center", va="center",
-                  fontsize=size)  # fmt: skip
-    axes.add_patch(Rectangle((left, top), columns, rows, fill=False, edgecolor="black", lw=1))
-    axes.text(left + columns / 2, top - 0.12, title, ha="center", va="bottom", fontsize=11)
+        axes.add_patch(Rectangle((x, y), 1, 1, fc=face, ec="0.5", lw=0.6, zorder=level))
+        axes.text(x + 0.5, y + 0.5, number, ha="center", va="center", size=size, zorder=level)
+    axes.add_patch(Rectangle((left, top), columns, rows, fill=False, ec="black", zorder=level))
+    axes.text(left + columns / 2, top - 0.12, title, ha="center", va="bottom", size=11)
 
 
 def _block_diagonal(weight: Array, groups: int) -> tuple[Array, Array]:
