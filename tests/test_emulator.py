@@ -144,16 +144,16 @@ def test_warps_shuffle_and_vote() -> None:
 
 def test_structures_and_halves_are_passed() -> None:
     source = """
-    #include <cuda_fp16.h>
+    struct Half { unsigned short bits; };
     struct Size { int n; double scale; };
-    extern "C" __global__ void f(__half* x, Size size, __half shift) {
-      if (threadIdx.x < size.n)
-        x[threadIdx.x] = __half(float(x[threadIdx.x]) * (float)size.scale + float(shift));
+    extern "C" __global__ void f(Half* x, Size size, Half last, float scale) {
+      if (threadIdx.x < size.n) x[threadIdx.x] = last;
+      if (size.scale != scale) x[0].bits = 0;
     }"""
-    x = np.arange(6, dtype=np.float16)
+    x = np.zeros(6, np.float16)
     size = np.array([(4, 2.5)], np.dtype([("n", "i4"), ("scale", "f8")], align=True))
-    run(source, "f", (8,), x, size[0], np.float16(1))
-    assert x.tolist() == [1.0, 3.5, 6.0, 8.5, 4.0, 5.0]
+    run(source, "f", (8,), x, size[0], np.float16(1.5), np.float32(2.5))
+    assert x.tolist() == [1.5] * 4 + [0] * 2
 
 
 def test_tensor_core_fragments_multiply() -> None:
@@ -202,6 +202,16 @@ def test_divergence_at_a_barrier_is_an_error(case: str, order: int) -> None:
     with pytest.raises(launcher.LaunchError, match=r"divergence|deadlock"):
         run(source, kernel, (64,), np.zeros(64, np.int32))
     assert row_sums()  # the emulator is in order afterwards
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [("x[0] = 7 / x[1];", "divided by zero"), ("((int*)nullptr)[x[1]] = 1;", "address is invalid")],
+)
+def test_a_fault_of_the_processor_is_an_error(body: str, message: str) -> None:
+    with pytest.raises(launcher.LaunchError, match=message):
+        run(f'extern "C" __global__ void f(int* x) {{ {body} }}', "f", (2,), np.zeros(2, np.int32))
+    assert row_sums()
 
 
 ARGUMENTS = (np.zeros((5, 100), np.float32), np.zeros(5, np.float32), np.int32(100), np.float32(1))

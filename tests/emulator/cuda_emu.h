@@ -10,6 +10,8 @@
 #include <float.h>
 #include <limits.h>
 #include <math.h>
+#include <setjmp.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -331,6 +333,28 @@ static void run_block() {
   }
 }
 
+// ---- Faults of the processor, where a GPU would compute garbage or stop the context ----
+
+#ifdef __SANITIZE_ADDRESS__
+struct Faults {};  // the sanitizer says more about them
+#else
+static sigjmp_buf fault_return;
+static void on_fault(int signal) { siglongjmp(fault_return, signal); }
+
+struct Faults {
+  struct sigaction before[3];
+  static constexpr int signals[3] = {SIGFPE, SIGSEGV, SIGBUS};
+  Faults() {
+    struct sigaction action = {};
+    action.sa_handler = on_fault;
+    for (int i = 0; i < 3; ++i) sigaction(signals[i], &action, &before[i]);
+  }
+  ~Faults() {
+    for (int i = 0; i < 3; ++i) sigaction(signals[i], &before[i], nullptr);
+  }
+};
+#endif
+
 static std::vector<unsigned> permutation(unsigned size, unsigned order) {
   std::vector<unsigned> p(size);
   for (unsigned i = 0; i < size; ++i) p[i] = order == 1 ? size - 1 - i : i;
@@ -375,6 +399,11 @@ static const char* launch(void (*kernel)(A...), const unsigned* grid, const unsi
   Bound<A...> bound{kernel, arguments};
   now.body = &Bound<A...>::run;
   now.arguments = &bound;
+  Faults faults;
+#ifndef __SANITIZE_ADDRESS__
+  if (int signal = sigsetjmp(fault_return, 1))
+    now.error = signal == SIGFPE ? "an integer is divided by zero" : "an address is invalid";
+#endif
   unsigned blocks = grid[0] * grid[1] * grid[2];
   std::vector<unsigned> block_order;
   if (order) block_order = permutation(blocks, order);

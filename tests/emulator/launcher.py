@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
-HEADERS = (HERE / "cuda_emu.h", HERE / "include" / "cuda_fp16.h")
+HEADER = HERE / "cuda_emu.h"
 MAX_THREADS = 1024  # of a block
 MAX_BLOCK = (1024, 1024, 64)
 MAX_GRID = (2**31 - 1, 65535, 65535)
@@ -168,17 +168,15 @@ class Module:
         """Compile for the setting in force, unless the same text has been; the library's path."""
         text, flags = self.text(), (*setting.flags, *self.defines)
         key = hashlib.sha256("\0".join((text, compiler() or "", *flags)).encode())
-        for header in HEADERS:
-            key.update(header.read_bytes())
+        key.update(HEADER.read_bytes())
         folder = cache_folder()
         library = folder / f"{key.hexdigest()[:32]}.so"
         if not library.exists():
             with tempfile.TemporaryDirectory(dir=folder) as build:
                 code, result = Path(build, "module.cpp"), Path(build, "module.so")
                 code.write_text(text)
-                includes = (f"-I{HERE}", f"-I{HERE / 'include'}")
                 run = subprocess.run(
-                    [compiler() or "g++", *flags, *includes, str(code), "-o", str(result)],
+                    [compiler() or "g++", *flags, f"-I{HERE}", str(code), "-o", str(result)],
                     capture_output=True,
                     text=True,
                     env={k: v for k, v in os.environ.items() if k != "LD_PRELOAD"},
@@ -295,13 +293,13 @@ def _value(argument: Any) -> tuple[np.ndarray, tuple[str, int]]:
         return np.zeros(1, np.uintp), ("p", 0)
     if isinstance(argument, np.ndarray):
         return np.array([argument.ctypes.data], np.uintp), ("p", argument.itemsize)
-    if isinstance(argument, (bool, int, float, complex)):
+    if isinstance(argument, (bool, int, float, complex)) and not isinstance(argument, np.generic):
         kinds = {bool: np.bool_, int: np.int64, float: np.float64, complex: np.complex128}
         argument = kinds[type(argument)](argument)
     if not isinstance(argument, np.generic):
         raise LaunchError(f"Unsupported type {type(argument)}")
     kind = {"b": "i", "i": "i", "u": "i", "f": "f"}.get(argument.dtype.kind, "s")
-    if argument.dtype == np.float16:  # __half is a structure
+    if argument.dtype == np.float16:  # halves are structures
         kind = "s"
     return np.array([argument]), (kind, argument.dtype.itemsize)
 
