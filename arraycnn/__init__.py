@@ -28,11 +28,13 @@ from arraycnn.optim import (
     Adagrad,
     Adam,
     AdamW,
+    Optimizer,
     RMSprop,
     clip_grad_norm,
     clip_grad_value,
 )
 from arraycnn.summary import summary
+from arraycnn.training import Callback, Trainer, TrainingDivergedError
 from arraycnn.version import __version__
 
 __all__ = [
@@ -42,13 +44,17 @@ __all__ = [
     "AdamW",
     "Backend",
     "BackendUnavailableError",
+    "Callback",
     "CheckpointDamagedError",
     "CheckpointError",
     "CheckpointInfo",
     "DataLoader",
     "Explanation",
     "GradientError",
+    "Optimizer",
     "RMSprop",
+    "Trainer",
+    "TrainingDivergedError",
     "__version__",
     "accuracy",
     "available_backends",
