@@ -22,7 +22,15 @@ _API = json.loads((Path(__file__).parents[2] / "cupy_api.json").read_text())
 __version__ = _API["cupy"]
 is_emulator = True
 
-_CUBLAS = {"dot", "einsum", "inner", "matmul", "outer", "tensordot", "vdot"}
+_CUBLAS = {
+    "dot",
+    "einsum",
+    "inner",
+    "matmul",
+    "outer",
+    "tensordot",
+    "vdot",
+}  # unless an operand is empty
 _HOST_WAITS = {"argwhere", "flatnonzero", "nonzero", "unique"}  # for the number of elements found
 _KEEP_ORDER = {"asfortranarray", "empty_like", "full_like", "ones_like", "zeros_like"}
 
@@ -175,7 +183,7 @@ def _ufunc(name: str) -> Any:
 def _function(name: str) -> Any:
     def function(*args: Any, **kwargs: Any) -> Any:
         _check_keywords(name, _API["functions"][name], args, kwargs)
-        if name in _CUBLAS:
+        if name in _CUBLAS and all(getattr(operand, "size", 1) for operand in args[:2]):
             _state.cublas()
         if name in _HOST_WAITS or (name == "where" and len(args) + len(kwargs) == 1):
             _state.host_waits()
