@@ -8,9 +8,11 @@ import hashlib
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 
@@ -23,20 +25,32 @@ MAGIC = b"\x89ACNN\r\n\n"
 VERSION = 1
 USER_BLOCK = 512
 ALIGNMENT = 64  # of larger datasets in the file
-CHUNK = 4 << 20
+CHUNK = 1 << 20  # read and hashed while in the processor's cache
 
 _FIELDS = struct.Struct("<8sIIQ32s")
 
 
-def seal(descriptor: int) -> None:
-    """Write the user block of a file whose HDF5 part is complete."""
-    length = os.fstat(descriptor).st_size - USER_BLOCK
+def seal(descriptor: int, pieces: Iterable[tuple[int, Array]] = ()) -> None:
+    """Write (offset, bytes) pieces of the HDF5 part, and the user block of the then complete file.
+
+    One thread writes and forces to the disk what the other one hashes.
+    """
+    size = os.fstat(descriptor).st_size
+    ordered = [(offset, memoryview(data)) for offset, data in sorted(pieces, key=itemgetter(0))]
+    state = hashlib.sha256()
+    position = USER_BLOCK
     with ThreadPoolExecutor(1) as pool:
-        syncing = pool.submit(os.fsync, descriptor)  # while the digest is computed
-        digest = _digest(descriptor, length)
-        syncing.result()
-    fields = _FIELDS.pack(MAGIC, VERSION, 0, length, digest)
-    os.pwrite(descriptor, fields.ljust(USER_BLOCK, b"\0"), 0)
+        writes = [pool.submit(_write, descriptor, data, offset) for offset, data in ordered]
+        writes.append(pool.submit(os.fsync, descriptor))
+        for offset, data in ordered:
+            _hash(state, descriptor, position, offset)
+            state.update(data)
+            position = offset + len(data)
+        _hash(state, descriptor, position, size)
+        for write in writes:
+            write.result()
+    fields = _FIELDS.pack(MAGIC, VERSION, 0, size - USER_BLOCK, state.digest())
+    _write(descriptor, memoryview(fields.ljust(USER_BLOCK, b"\0")), 0)
 
 
 @contextmanager
@@ -59,7 +73,7 @@ def open_verified(path: PathLike, *, keep: bool, limit: int | None = None) -> It
             raise CheckpointError(f"the file has {size} bytes, more than the {limit} that this "
                                   "model can need")  # fmt: skip
         memory = _memory(size, block) if keep else None
-        if _digest(descriptor, size - USER_BLOCK, memory) != digest:
+        if _digest(descriptor, size, memory) != digest:
             raise CheckpointDamagedError(
                 "the checksum does not match: the file was damaged after it was written"
             )
@@ -121,26 +135,38 @@ def _memory(size: int, block: bytes) -> Array:
     return memory
 
 
-def _digest(descriptor: int, length: int, memory: Array | None = None) -> bytes:
-    """SHA-256 of ``length`` bytes after the user block, kept in ``memory`` if there is one.
-
-    One thread reads a chunk while another hashes the one before; two buffers take turns.
-    """
-    if memory is None:
-        buffers = [memoryview(bytearray(min(CHUNK, length))) for _ in range(2)]
-    else:
-        whole = memoryview(memory)
+def _digest(descriptor: int, size: int, memory: Array | None) -> bytes:
+    """SHA-256 of what follows the user block, kept in ``memory`` if there is one."""
     state = hashlib.sha256()
-    with ThreadPoolExecutor(1) as pool:
-        hashing = None
-        for number, start in enumerate(range(0, length, CHUNK)):
-            part = slice(USER_BLOCK + start, USER_BLOCK + min(start + CHUNK, length))
-            chunk = buffers[number % 2][: part.stop - part.start] if memory is None else whole[part]
-            _read_exactly(descriptor, chunk, part.start)
-            if hashing is not None:
-                hashing.result()
-            hashing = pool.submit(state.update, chunk)
+    if memory is None:
+        _hash(state, descriptor, USER_BLOCK, size)
+        return state.digest()
+    whole = memoryview(memory)
+    with ThreadPoolExecutor(1) as pool:  # reads ahead while this thread computes
+        starts = range(USER_BLOCK, size, CHUNK)
+        chunks = [whole[start : start + CHUNK] for start in starts]
+        reads = [
+            pool.submit(_read_exactly, descriptor, *c) for c in zip(chunks, starts, strict=True)
+        ]
+        for chunk, reading in zip(chunks, reads, strict=True):
+            reading.result()
+            state.update(chunk)
     return state.digest()
+
+
+def _hash(state: Any, descriptor: int, start: int, end: int) -> None:
+    """Update ``state`` with a part of the file."""
+    buffer = memoryview(bytearray(min(CHUNK, end - start)))
+    for position in range(start, end, CHUNK):
+        chunk = buffer[: end - position]
+        _read_exactly(descriptor, chunk, position)
+        state.update(chunk)
+
+
+def _write(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        count = os.pwrite(descriptor, data, offset)
+        data, offset = data[count:], offset + count
 
 
 def _read_exactly(descriptor: int, into: memoryview, offset: int) -> None:

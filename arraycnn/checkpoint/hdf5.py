@@ -2,7 +2,7 @@
 
 HDF5 can lead a reader anywhere: to other files (external links and storage, virtual datasets),
 round in circles (links), into code (filters), or to shapes of terabytes from a file of a kilobyte.
-The gate lets through only what `write_datasets` writes: the datasets that are asked for by path,
+The gate lets through only what `write_structure` writes: the datasets that are asked for by path,
 over hard links, contiguous, unfiltered, inside the file, of exactly the expected type and shape.
 Nothing that was not asked for is visited.
 """
@@ -38,12 +38,26 @@ _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _UNDEFINED = (1 << 64) - 1
 
 
-def write_datasets(descriptor: int, arrays: Iterable[tuple[str, Array]]) -> None:
-    """Write (path, array) pairs as HDF5 behind a user block that is left empty.
+@dataclass(frozen=True)
+class Entry:
+    """An array of a checkpoint: where it is in the file, and what it must be."""
 
-    The same arrays give the same bytes.
+    path: str
+    dtype: str
+    shape: Shape
+
+
+def write_structure(descriptor: int, entries: Iterable[Entry]) -> list[int | None]:
+    """Write everything but the values; where the bytes of each dataset belong, None if it has none.
+
+    The same entries give the same bytes.
     """
     stream = Stream(Source(0, descriptor))
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    properties.set_obj_track_times(False)
     try:
         with h5py.File(
             stream,
@@ -53,12 +67,16 @@ def write_datasets(descriptor: int, arrays: Iterable[tuple[str, Array]]) -> None
             alignment_threshold=1024,
             alignment_interval=ALIGNMENT,
         ) as file:
-            for path, array in arrays:
-                little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
-                file.create_dataset(path, data=little, track_times=False)
-                stream.check()
+            offsets = []
+            for entry in entries:
+                group, _, name = entry.path.rpartition("/")
+                parent = file.require_group(group).id if group else file.id
+                kind, space = TYPES[entry.dtype], h5py.h5s.create_simple(entry.shape)
+                dataset = h5py.h5d.create(parent, name.encode(), kind, space, properties)
+                offsets.append(dataset.get_offset() if math.prod(entry.shape) else None)
     finally:
         stream.check()
+    return offsets
 
 
 @contextlib.contextmanager
@@ -124,15 +142,6 @@ def check_groups(root: Any, paths: Iterable[str], others: Iterable[str] = ()) ->
                 f"group '/{path}' must have {len(names)} entries, got {count}; more or fewer than "
                 "the contents need are not allowed"
             )
-
-
-@dataclass(frozen=True)
-class Entry:
-    """An array of a checkpoint: where it is in the file, and what it must be."""
-
-    path: str
-    dtype: str
-    shape: Shape
 
 
 class Extents:

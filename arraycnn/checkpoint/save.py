@@ -8,7 +8,7 @@ import numpy as np
 from arraycnn.checkpoint.atomic import PathLike, atomic_file
 from arraycnn.checkpoint.contents import entry, entry_of, host, metadata_of, tensors_of
 from arraycnn.checkpoint.envelope import seal
-from arraycnn.checkpoint.hdf5 import write_datasets
+from arraycnn.checkpoint.hdf5 import Entry, write_structure
 from arraycnn.checkpoint.metadata import encode
 from arraycnn.layers.base import Layer
 from arraycnn.optim import Optimizer
@@ -65,19 +65,29 @@ def save_checkpoint(
         extra=extra,
     )
     text = encode(meta)
+    arrays = dict(_arrays(text, model, meta, state))
     with atomic_file(path) as descriptor:
-        write_datasets(descriptor, _arrays(text, model, meta, state))
-        seal(descriptor)
+        offsets = write_structure(descriptor, arrays)
+        pieces = zip(offsets, arrays.values(), strict=True)
+        seal(descriptor, [(at, _bytes(array)) for at, array in pieces if at is not None])
 
 
 def _arrays(
     text: bytes, model: Layer, meta: Mapping[str, Any], state: Mapping[str, Any] | None
-) -> Iterator[tuple[str, Array]]:
-    yield "meta", np.frombuffer(text, np.uint8)
+) -> Iterator[tuple[Entry, Array]]:
+    yield Entry("meta", "uint8", (len(text),)), np.frombuffer(text, np.uint8)
     for name, tensor in tensors_of(model).items():
-        yield entry_of(name, tensor).path, host(tensor.data)
+        yield entry_of(name, tensor), tensor.data
     if state is not None:
         names = meta["optimizer"]["parameters"]
         for slot, arrays in state["slots"].items():
             for index, array in arrays.items():
-                yield entry(f"optimizer/{slot}", names[index], array.dtype, array.shape).path, array
+                where = entry(f"optimizer/{slot}", names[index], array.dtype, array.shape)
+                yield where, array
+
+
+def _bytes(array: Array) -> Array:
+    """The elements of ``array`` in C order, little-endian, as bytes."""
+    values = host(array)
+    little = values.astype(values.dtype.newbyteorder("<"), order="C", copy=False)
+    return little.reshape(-1).view(np.uint8)
