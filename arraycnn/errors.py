@@ -5,6 +5,10 @@ class BackendUnavailableError(RuntimeError):
     """A backend was asked for that cannot run here; the message says what is missing."""
 
 
+class DeviceMemoryError(MemoryError):
+    """A device has too little memory; the message names the bytes needed and what to lower."""
+
+
 class CheckpointError(ValueError):
     """A file is no checkpoint that can be trusted, or not one of this network.
 

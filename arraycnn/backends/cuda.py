@@ -1,0 +1,161 @@
+"""The CUDA backend: CuPy arrays, and kernels of our own where plain CuPy would be slow.
+
+What is not overridden here runs as the base class writes it, through CuPy. A device is CuPy's
+business: everything is launched on the current stream of the current device.
+"""
+
+import contextlib
+import functools
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+
+from arraycnn.backends.base import Backend
+from arraycnn.backends.cuda_convolution import CudaConvolution
+from arraycnn.backends.cuda_device import working_cupy
+from arraycnn.backends.cuda_launch import STRUCTS
+from arraycnn.backends.cuda_primitives import CudaPointwise, CudaPooling
+from arraycnn.backends.cuda_training import CudaLosses, CudaUpdates
+from arraycnn.backends.kernels import Kernels
+from arraycnn.errors import BackendUnavailableError, DeviceMemoryError
+from arraycnn.types import Array
+
+CUDA, CUDA_HOST, CUDA_MANAGED = 2, 3, 13  # DLPack's device types
+TF32_CAPABILITY = 80  # compute capability 8.0
+
+T = TypeVar("T", bound=type)
+
+
+def explains_lack_of_memory(cls: T) -> T:
+    """Make every public primitive of a backend raise `DeviceMemoryError` for CuPy's own error."""
+    for name in dir(cls):
+        method = getattr(cls, name)
+        if not name.startswith("_") and callable(method) and name not in _WITHOUT_ARRAYS:
+            setattr(cls, name, _explained(name, method))
+    return cls
+
+
+_WITHOUT_ARRAYS = ("cublas_is_refused", "describe", "element", "owns", "synchronize")
+
+
+def _explained(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def explained(self: "CudaBackend", *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except DeviceMemoryError:
+            raise
+        except MemoryError as error:
+            reason = str(error)
+        # Outside of the except clause, whose traceback would keep the arrays of the frames alive.
+        self.xp.get_default_memory_pool().free_all_blocks()
+        raise DeviceMemoryError(self._lack_of_memory(name, args, reason))
+
+    return explained
+
+
+@explains_lack_of_memory
+class CudaBackend(CudaConvolution, CudaPooling, CudaLosses, CudaPointwise, CudaUpdates, Backend):
+    """CuPy arrays on one CUDA device.
+
+    Args:
+        device: its index.
+
+    Attributes:
+        tf32: whether float32 convolutions are computed by tensor cores, which round the factors to
+            10 bits of mantissa; False unless assigned.
+
+    Raises:
+        BackendUnavailableError: CuPy, a driver or a device is missing.
+    """
+
+    def __init__(self, device: int) -> None:
+        cupy = working_cupy()
+        super().__init__(f"cuda:{device}", cupy, workspace_limit=1 << 30)
+        self.device = cupy.cuda.Device(device)
+        self.kernels = Kernels(cupy, device, STRUCTS)
+        self.processors = int(self.device.attributes["MultiProcessorCount"])
+        self._tf32 = False
+
+    @property
+    def tf32(self) -> bool:
+        return self._tf32
+
+    @tf32.setter
+    def tf32(self, wanted: bool) -> None:
+        capability = str(self.device.compute_capability)
+        if wanted and int(capability) < TF32_CAPABILITY:
+            raise BackendUnavailableError(
+                f"tf32 needs compute capability 8.0, an Ampere GPU or newer, but {self.name} has "
+                f"{capability[:-1]}.{capability[-1]}; leave tf32 off"
+            )
+        self._tf32 = bool(wanted)
+
+    def owns(self, x: Any) -> bool:
+        return isinstance(x, self.xp.ndarray) and x.device.id == self.device.id
+
+    def asarray(self, x: Any, dtype: Any = None) -> Array:
+        """``x`` as a CuPy array; not copied if it is on this device, whichever library made it.
+
+        Raises:
+            ValueError: ``x`` is on another CUDA device.
+        """
+        if isinstance(x, self.xp.ndarray):
+            self._check_device(int(x.device.id))
+        elif not isinstance(x, np.ndarray) and hasattr(x, "__dlpack__"):
+            kind, device = x.__dlpack_device__()
+            if kind in (CUDA, CUDA_MANAGED):
+                self._check_device(int(device))
+                x = self.xp.from_dlpack(x)
+            elif kind != CUDA_HOST:
+                x = np.from_dlpack(x)
+        with self._current():
+            return self.xp.asarray(x, dtype)
+
+    def to_numpy(self, x: Array) -> Array:
+        return self.xp.asnumpy(x)
+
+    def synchronize(self) -> None:
+        """Wait for the current stream of this device."""
+        with self._current():
+            self.xp.cuda.get_current_stream().synchronize()
+
+    def describe(self) -> str:
+        runtime = self.xp.cuda.runtime
+        name = runtime.getDeviceProperties(self.device.id)["name"].decode()
+        version = runtime.runtimeGetVersion()
+        capability = str(self.device.compute_capability)
+        return (
+            f"{self.name}: {name} (compute capability {capability[:-1]}.{capability[-1]}), CuPy "
+            f"{self.xp.__version__} with CUDA {version // 1000}.{version % 1000 // 10}"
+        )
+
+    def check_labels(self, labels: Array, classes: int, ignore_index: int | None) -> None:
+        """As the base class, but for labels that are only known when a captured graph runs."""
+        if not self.owns(labels) or not self.cublas_is_refused():
+            super().check_labels(labels, classes, ignore_index)
+
+    def _current(self) -> contextlib.AbstractContextManager[Any]:
+        """This device as the current one, for as long as the context lasts."""
+        context: contextlib.AbstractContextManager[Any] = self.device
+        return context
+
+    def _check_device(self, index: int) -> None:
+        if index != self.device.id:
+            raise ValueError(
+                f"an array is on cuda:{index}, but this works on {self.name}; move it, e.g. with "
+                f"cupy.cuda.Device({self.device.id}) current: cupy.asarray(x)"
+            )
+
+    def _lack_of_memory(self, operation: str, args: tuple[Any, ...], reason: str) -> str:
+        arrays = [a for a in args if hasattr(a, "shape") and hasattr(a, "dtype")]
+        shown = " and ".join(f"{a.dtype} {tuple(a.shape)}" for a in arrays) or f"shape {args[0]}"
+        wanted = re.search(r"allocating ([\d,]+) bytes", reason)
+        needed = f"{wanted[1]} bytes more" if wanted else "more memory"
+        return (
+            f"{self.name} has too little memory: {operation} of {shown} needs {needed} ({reason}); "
+            f"lower the batch size, or backend.workspace_limit (now {self.workspace_limit:,} "
+            "bytes), or raise CUPY_GPU_MEMORY_LIMIT where it is set"
+        )
