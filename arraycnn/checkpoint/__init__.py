@@ -4,13 +4,9 @@ The format is specified in docs/checkpoint-format.md. ``python -m arraycnn.check
 what is in a file and verifies it.
 """
 
+from arraycnn.checkpoint.info import CheckpointInfo, read_checkpoint_info
 from arraycnn.checkpoint.keras import load_keras_weights
-from arraycnn.checkpoint.load import (
-    CheckpointInfo,
-    load_checkpoint,
-    load_model,
-    read_checkpoint_info,
-)
+from arraycnn.checkpoint.load import load_checkpoint, load_model
 from arraycnn.checkpoint.save import save_checkpoint
 
 __all__ = [

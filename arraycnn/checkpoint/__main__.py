@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from arraycnn.checkpoint.load import CheckpointInfo, read_checkpoint_info
+from arraycnn.checkpoint.info import CheckpointInfo, read_checkpoint_info
 from arraycnn.errors import CheckpointError
 
 

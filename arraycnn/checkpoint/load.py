@@ -1,20 +1,16 @@
-"""Loading a checkpoint: into a model and an optimizer, as a new model, or only what is in it."""
+"""Loading a checkpoint: into a model and an optimizer, or as a new model."""
 
 import copy
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-import h5py
 import numpy as np
 
 from arraycnn.backends import BackendLike, backend_of, get_backend
 from arraycnn.checkpoint.atomic import PathLike
 from arraycnn.checkpoint.config import build_model, build_schedule
 from arraycnn.checkpoint.contents import (
-    checked,
     entries_of,
     entry_of,
     parameter_names,
@@ -22,20 +18,17 @@ from arraycnn.checkpoint.contents import (
     slot_entries,
     tensors_of,
 )
-from arraycnn.checkpoint.envelope import VERSION, open_verified
+from arraycnn.checkpoint.envelope import open_verified
 from arraycnn.checkpoint.hdf5 import (
     Entry,
     Extents,
-    check_dataset,
     check_groups,
-    extent_of,
-    open_dataset,
     open_root,
     read_dataset,
 )
-from arraycnn.checkpoint.metadata import MAX_BYTES, decode, plain
+from arraycnn.checkpoint.info import CheckpointInfo, info_of, read_meta, reading
+from arraycnn.checkpoint.metadata import MAX_BYTES, plain
 from arraycnn.checkpoint.save import Positioned
-from arraycnn.checkpoint.stream import Source
 from arraycnn.errors import CheckpointError
 from arraycnn.layers.base import Layer, RandomLayer, Tensor
 from arraycnn.optim import Optimizer
@@ -43,35 +36,6 @@ from arraycnn.schedules import Schedule
 from arraycnn.types import Array
 
 _SLOTS = 8  # arrays per parameter that an optimizer may keep, to bound the size of a file
-
-
-@dataclass(frozen=True)
-class CheckpointInfo:
-    """What a checkpoint says about itself.
-
-    Attributes:
-        path: of the file. size: its bytes. version: of the format. library: version that wrote it.
-        epoch, step: as saved. extra: the user's data. dtype: of the parameters.
-        tensors: name → (dtype, shape) of parameters and buffers.
-        model: the configuration as plain data.
-        optimizer: ``kind``, ``hyperparameters``, ``parameters``, ``steps``, ``slots``, or None.
-        schedule: rebuilt; None if there was none or it was not one of `arraycnn.schedules`.
-        loader: the position in the data, or None.
-    """
-
-    path: str
-    size: int
-    version: int
-    library: str
-    epoch: int
-    step: int
-    extra: dict[str, Any]
-    dtype: str | None
-    tensors: dict[str, tuple[str, tuple[int, ...]]]
-    model: dict[str, Any]
-    optimizer: dict[str, Any] | None
-    schedule: Schedule | None
-    loader: dict[str, Any] | None
 
 
 def load_checkpoint(
@@ -104,12 +68,12 @@ def load_checkpoint(
     target = None if backend is None else get_backend(backend)
     tensors = tensors_of(model)
     expected = {name: entry_of(name, tensor) for name, tensor in tensors.items()}
-    with _reading(path):
+    with reading(path):
         with (
             open_verified(path, keep=True, limit=_size_limit(tensors)) as source,
             open_root(source) as root,
         ):
-            meta = _read_meta(root)
+            meta = read_meta(root)
             _check_fit(expected, entries_of(meta))
             slots = list(slot_entries(meta))
             used = slots if optimizer is not None else []
@@ -119,7 +83,7 @@ def load_checkpoint(
             loaded = {n: read_dataset(root, e, source, extents) for n, e in expected.items()}
             moments = [(slot, n, read_dataset(root, e, source, extents)) for slot, n, e in used]
             extents.check()
-            info = _info(path, source, meta)
+            info = info_of(path, source, meta)
         fresh = {
             name: (target or backend_of(tensors[name].data)).asarray(array)
             for name, array in loaded.items()
@@ -158,9 +122,9 @@ def load_model(
             allowed, or a configuration that was not plain data. OSError: as `load_checkpoint`.
     """
     target = get_backend(backend)
-    with _reading(path):
+    with reading(path):
         with open_verified(path, keep=True) as source, open_root(source) as root:
-            meta = _read_meta(root)
+            meta = read_meta(root)
             if "problem" in meta["model"]:
                 raise CheckpointError(
                     f"the network's configuration could not be saved ({meta['model']['problem']});"
@@ -185,63 +149,11 @@ def load_model(
     return model.to(target)
 
 
-def read_checkpoint_info(path: PathLike) -> CheckpointInfo:
-    """What a checkpoint holds, verified, without reading its arrays into memory.
-
-    Raises:
-        CheckpointError: damaged or not a checkpoint. OSError: the file cannot be opened.
-    """
-    with _reading(path), open_verified(path, keep=False) as source, open_root(source) as root:
-        meta = _read_meta(root)
-        entries = [*entries_of(meta).values(), *(e for *_, e in slot_entries(meta))]
-        check_groups(root, ["meta", *(e.path for e in entries)])
-        extents = Extents(source.size)
-        for e in entries:
-            extents.add(e.path, *check_dataset(root, e))
-        extents.check()
-        return _info(path, source, meta)
-
-
-@contextmanager
-def _reading(path: PathLike) -> Iterator[None]:
-    """Put the file's name in front of the messages."""
-    try:
-        yield
-    except CheckpointError as error:
-        raise type(error)(f"{os.fspath(path)}: {error}") from error
-
-
-def _read_meta(root: Any) -> dict[str, Any]:
-    dataset, (length,) = open_dataset(root, "meta", "uint8", None)
-    if length > MAX_BYTES:
-        raise CheckpointError(f"meta: {length} bytes are more than the {MAX_BYTES} allowed")
-    extent_of(Entry("meta", "uint8", (length,)), dataset)
-    text = np.empty(length, np.uint8)
-    dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, text)
-    return checked(decode(text.tobytes()))
-
-
 def _size_limit(tensors: Mapping[str, Tensor]) -> int:
     """The most bytes that a file for these tensors needs; larger ones are not taken into memory."""
     arrays: int = (1 + _SLOTS) * sum(t.size * t.dtype.itemsize for t in tensors.values())
     headers = (1 + _SLOTS) * 4096 * (1 + len(tensors))
     return arrays + headers + 2 * MAX_BYTES
-
-
-def _info(path: PathLike, source: Source, meta: Mapping[str, Any]) -> CheckpointInfo:
-    schedule = meta["schedule"]
-    known = schedule is not None and "custom" not in schedule
-    return CheckpointInfo(
-        path=os.fspath(path),
-        size=source.size,
-        version=VERSION,
-        tensors={name: (e.dtype, e.shape) for name, e in entries_of(meta).items()},
-        schedule=build_schedule(schedule) if known else None,
-        **{name: meta[name] for name in _COPIED},
-    )
-
-
-_COPIED = ("library", "epoch", "step", "extra", "dtype", "model", "optimizer", "loader")
 
 
 def _check_fit(expected: Mapping[str, Entry], stored: Mapping[str, Entry]) -> None:
