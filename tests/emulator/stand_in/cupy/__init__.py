@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as _np
 
-from cupy import _state, cuda, lib
+from cupy import _state, cuda, fft, lib
 from cupy._array import SCALARS, apply, from_foreign, from_host, host, ndarray
 from cupy._module import RawModule
 
-__all__ = ["RawModule", "cuda", "lib", "ndarray"]
+__all__ = ["RawModule", "cuda", "fft", "lib", "ndarray"]
 _API = json.loads((Path(__file__).parents[2] / "cupy_api.json").read_text())
 __version__ = _API["cupy"]
 is_emulator = True
