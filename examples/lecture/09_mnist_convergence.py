@@ -143,7 +143,7 @@ def main(options: argparse.Namespace) -> dict[str, Curves]:
 
 
 def parser() -> common.Parser:
-    result = common.parser("Mean convergence of a CNN and a dense network", data=True)
+    result = common.parser("Mean convergence of a CNN and a dense network", datasets=common.GREY)
     result.add_argument("--seeds", type=common.at_least(1), default=5, help="how many (default: 5)")
     result.add_argument("--epochs", type=common.at_least(1), help="default: 15 for the digits, 3")
     result.add_argument("--batch-size", type=common.at_least(1), default=64)

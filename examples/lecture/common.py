@@ -43,7 +43,9 @@ DATASETS: dict[str, Callable[[Path | None], Dataset]] = {
     "mnist": ac.datasets.mnist,
     "fashion-mnist": ac.datasets.fashion_mnist,
     "kmnist": ac.datasets.kmnist,
+    "svhn": ac.datasets.svhn,
 }
+GREY = tuple(name for name in DATASETS if name != "svhn")  # of one channel
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,16 +55,19 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
-def parser(description: str, *, data: bool = False) -> Parser:
-    """The options of every script; with ``data``, also those that choose a data set."""
+def parser(description: str, *, datasets: tuple[str, ...] = ()) -> Parser:
+    """The options of every script; with names of ``datasets``, also those that choose one."""
     result = Parser(description=description)
     result.add_argument("--backend", default="auto", help="auto, cpu or cuda (default: auto)")
     result.add_argument(
         "--out", type=Path, default=Path("runs", "lecture"), help="folder of the pictures"
     )
-    if data:
-        result.add_argument("--dataset", choices=DATASETS, help="mnist if there is a --data-dir")
+    if datasets:
+        result.add_argument("--dataset", choices=datasets, help="mnist if there is a --data-dir")
         result.add_argument("--data-dir", type=Path, help="folder with the data set's files")
+        result.add_argument(
+            "--train-images", type=at_least(1), help="use only the first ones (default: all)"
+        )
         result.add_argument("--seed", type=at_least(0), default=0, help="of weights and shuffling")
     return result
 
@@ -93,9 +98,17 @@ def run(main: Callable[[argparse.Namespace], object], parser: Parser) -> None:
 
 
 def load_data(options: argparse.Namespace, *, size: int | None = None) -> tuple[str, Dataset]:
-    """Name and images of the chosen data set, resized to ``size`` pixels if that is given."""
+    """Name and images of the chosen data set.
+
+    With ``size`` they are resized to that many pixels. Of the training images the first
+    ``--train-images`` are taken.
+    """
     name = options.dataset or ("mnist" if options.data_dir else "digits")
     dataset = DATASETS[name](options.data_dir)
+    used = slice(options.train_images)
+    dataset = dataset._replace(
+        train_images=dataset.train_images[used], train_labels=dataset.train_labels[used]
+    )
     if size is not None:
         dataset = dataset._replace(
             train_images=resize(dataset.train_images, size),
