@@ -278,6 +278,19 @@ def other_calls(batch: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
     yield "batch_last", (rng.standard_normal((batch, 3, 4, 5)),)
 
 
+def loss_calls(batch: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    rng = np.random.default_rng(2)
+    for classes, spatial in ((1, ()), (5, ()), (10, (2, 3)), (40, ())):
+        logits = 3 * rng.standard_normal((batch, classes, *spatial))
+        labels = rng.integers(0, classes, (batch, *spatial))
+        weight = rng.random(classes) + 0.5
+        for reduction in ("mean", "sum", "none"):
+            for lay in (BatchLast, np.asarray):
+                yield "softmax_cross_entropy", (lay(logits), labels, None, 0.0, None, reduction)
+            yield "softmax_cross_entropy", (logits, labels, weight, 0.1, None, reduction)
+            yield "softmax_cross_entropy", (logits, labels, weight, 0.0, 0, reduction)
+
+
 def large_calls() -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Sizes at which a backend cuts its work into tiles and chunks and shares it out."""
     rng = np.random.default_rng(0)
@@ -333,6 +346,7 @@ def all_calls() -> Iterator[tuple[str, tuple[Any, ...]]]:
             window = pool_window(options["input_size"], options["kernel_size"], **rest)
             yield from pool_calls(window, batch)
         yield from other_calls(batch)
+        yield from loss_calls(batch)
 
 
 CALLS: dict[str, list[tuple[Any, ...]]] = {}
@@ -340,7 +354,9 @@ for _name, _arguments in (*all_calls(), *large_calls()):
     CALLS.setdefault(_name, []).append(_arguments)
 
 # Every backend has its own of these; the tests above are theirs.
-OF_THE_DEVICE = {"__init__", "owns", "asarray", "to_numpy", "synchronize", "describe"}
+OF_THE_DEVICE = {
+    "__init__", "owns", "asarray", "to_numpy", "synchronize", "describe", "check_labels",
+}  # fmt: skip
 
 
 def overrides(backend: Backend) -> dict[str, Any]:
@@ -350,7 +366,11 @@ def overrides(backend: Backend) -> dict[str, Any]:
         if one is Backend:
             break
         own = {name: member for name, member in vars(one).items() if callable(member)} | own
-    return {name: member for name, member in own.items() if hasattr(Backend, name)}
+    return {
+        name: member
+        for name, member in own.items()
+        if hasattr(Backend, name) and inspect.unwrap(member) is not getattr(Backend, name)
+    }
 
 
 def parameters(function: Any) -> list[tuple[str, Any, Any]]:
@@ -361,12 +381,13 @@ def parameters(function: Any) -> list[tuple[str, Any, Any]]:
 def run(backend: Backend, name: str, arguments: tuple[Any, ...], dtype: str) -> list[np.ndarray]:
     """The primitive's results on the host; it must leave its arguments as they are."""
 
+    def typed(array: np.ndarray) -> np.ndarray:
+        return array.astype(dtype) if array.dtype.kind == "f" else array
+
     def placed(argument: Any) -> Any:
         if isinstance(argument, BatchLast):
-            return put(backend, argument.array.astype(dtype), "batch_last")
-        return (
-            put(backend, argument.astype(dtype)) if isinstance(argument, np.ndarray) else argument
-        )
+            return put(backend, typed(argument.array), "batch_last")
+        return put(backend, typed(argument)) if isinstance(argument, np.ndarray) else argument
 
     given = [placed(argument) for argument in arguments]
     with np.errstate(all="ignore"):  # differing NaN and infinities are caught by comparing
@@ -374,7 +395,7 @@ def run(backend: Backend, name: str, arguments: tuple[Any, ...], dtype: str) -> 
     for now, argument in zip(given, arguments, strict=True):
         before = argument.array if isinstance(argument, BatchLast) else argument
         if isinstance(before, np.ndarray):
-            assert np.array_equal(backend.to_numpy(now), before.astype(dtype), equal_nan=True)
+            np.testing.assert_array_equal(backend.to_numpy(now), typed(before))
     results = results if isinstance(results, tuple) else (results,)
     return [backend.to_numpy(result) for result in results]
 

@@ -164,6 +164,11 @@ class CudaNormalization(Launching, NormalizationPrimitives):
 class CudaPointwise(Launching, PointwisePrimitives):
     """Element-wise kernels over arrays that lie in memory without gaps."""
 
+    def relu(self, x: Array) -> Array:
+        if x.ndim > 1 and buffer_of(x).flags.c_contiguous:  # CuPy's functions return C order
+            return batch_view(super().relu(buffer_of(x)))
+        return super().relu(x)
+
     def relu_grad(self, y: Array, grad_output: Array) -> Array:
         element = self.element(y, grad_output)
         flat = _flat(y, grad_output)

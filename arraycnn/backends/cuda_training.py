@@ -8,7 +8,7 @@ import numpy as np
 from arraycnn.backends.cuda_launch import TABLE_SIZE, TENSOR_TABLE, Launching, accumulator
 from arraycnn.backends.cuda_primitives import CudaNormalization
 from arraycnn.backends.layout import buffer_of
-from arraycnn.backends.losses import LossPrimitives
+from arraycnn.backends.losses import LossPrimitives, reduced
 from arraycnn.backends.updates import UpdatePrimitives
 from arraycnn.types import Array
 
@@ -30,9 +30,8 @@ class CudaLosses(CudaNormalization, LossPrimitives):
         reduction: str,
     ) -> tuple[Array, Array]:
         if not labels.size:
-            return super().softmax_cross_entropy(
-                logits, labels, weight, label_smoothing, ignore_index, reduction
-            )
+            losses = self.xp.zeros(labels.shape, logits.dtype)
+            return reduced(losses, self.xp.zeros_like(logits), reduction, 0)
         xp, element, samples = self.xp, self.element(logits, weight), labels.size
         logits, classes = self.batch_last(logits), logits.shape[1]
         grad = self.empty(logits.shape, logits.dtype)

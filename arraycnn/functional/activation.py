@@ -4,9 +4,12 @@ Each ``f`` stands beside ``f_grad(x, grad_output)``, its derivative at x times `
 All take float arrays of any shape and keep shape, dtype and memory order.
 """
 
+import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+from arraycnn.backends.layout import batch_view, buffer_of
 from arraycnn.functional._arguments import check_choice, enter
 from arraycnn.geometry import check_shape
 from arraycnn.scalars import any_real
@@ -17,6 +20,25 @@ SELU_ALPHA = 1.6732632423543772
 SELU_SCALE = 1.0507009873554805
 GELU_TAIL = 20.0  # beyond ±20, Φ is 0 or 1 in double precision
 GELU_APPROXIMATIONS = ("none", "tanh")
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+def keeps_memory_order(function: T) -> T:
+    """Compute on the buffers of batch-last arrays: CuPy's functions return C order, whatever they
+    are given, and the next layer would have to copy; NumPy's keep the order anyway."""
+
+    @functools.wraps(function)
+    def ordered(x: Array, *args: Any, **options: Any) -> Array:
+        arrays = (x, *(arg for arg in args if hasattr(arg, "strides")))
+        if not all(getattr(a, "shape", ()) == getattr(x, "shape", None) for a in arrays):
+            return function(x, *args, **options)  # which explains what is wrong
+        if x.ndim < 2 or not all(buffer_of(a).flags.c_contiguous for a in arrays):
+            return function(x, *args, **options)
+        buffers = (buffer_of(arg) if hasattr(arg, "strides") else arg for arg in args)
+        return batch_view(function(buffer_of(x), *buffers, **options))
+
+    return ordered  # type: ignore[return-value]
 
 
 def relu(x: Array) -> Array:
@@ -29,12 +51,14 @@ def relu_grad(x: Array, grad_output: Array) -> Array:
     return _enter(x, grad_output).relu_grad(x, grad_output)
 
 
+@keeps_memory_order
 def leaky_relu(x: Array, negative_slope: float = 0.01) -> Array:
     """x where x > 0, else negative_slope·x."""
     xp = enter(x=x).xp
     return xp.where(x > 0, x, x * any_real("negative_slope", negative_slope))
 
 
+@keeps_memory_order
 def leaky_relu_grad(x: Array, grad_output: Array, negative_slope: float = 0.01) -> Array:
     """1 where x > 0, else negative_slope."""
     xp = _enter(x, grad_output).xp
@@ -42,12 +66,14 @@ def leaky_relu_grad(x: Array, grad_output: Array, negative_slope: float = 0.01) 
     return xp.where(x > 0, grad_output, grad_output * slope)
 
 
+@keeps_memory_order
 def elu(x: Array, alpha: float = 1.0) -> Array:
     """x where x > 0, else α·(eˣ − 1) (Clevert et al., 2016)."""
     xp = enter(x=x).xp
     return xp.where(x > 0, x, any_real("alpha", alpha) * xp.expm1(xp.minimum(x, 0)))
 
 
+@keeps_memory_order
 def elu_grad(x: Array, grad_output: Array, alpha: float = 1.0) -> Array:
     """1 where x > 0, else α·eˣ."""
     xp = _enter(x, grad_output).xp
@@ -55,16 +81,19 @@ def elu_grad(x: Array, grad_output: Array, alpha: float = 1.0) -> Array:
     return xp.where(x > 0, grad_output, grad_output * alpha * xp.exp(xp.minimum(x, 0)))
 
 
+@keeps_memory_order
 def selu(x: Array) -> Array:
     """λ·elu(x, α) with the self-normalising constants."""
     return SELU_SCALE * elu(x, SELU_ALPHA)
 
 
+@keeps_memory_order
 def selu_grad(x: Array, grad_output: Array) -> Array:
     """λ times the derivative of elu."""
     return SELU_SCALE * elu_grad(x, grad_output, SELU_ALPHA)
 
 
+@keeps_memory_order
 def gelu(x: Array, approximate: str = "none") -> Array:
     """x·Φ(x), Φ the normal distribution (Hendrycks & Gimpel, 2016).
 
@@ -78,6 +107,7 @@ def gelu(x: Array, approximate: str = "none") -> Array:
     return 0.5 * x * (1 + backend.erf(x * math.sqrt(0.5)))
 
 
+@keeps_memory_order
 def gelu_grad(x: Array, grad_output: Array, approximate: str = "none") -> Array:
     """Φ(x) + x·Φ′(x)."""
     backend = _enter(x, grad_output)
@@ -96,6 +126,7 @@ def _gelu_argument(x: Array) -> Array:
     return math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
 
 
+@keeps_memory_order
 def sigmoid(x: Array) -> Array:
     """1 / (1 + e⁻ˣ), as eˣ / (1 + eˣ) where x < 0 so that nothing overflows or cancels."""
     xp = enter(x=x).xp
@@ -103,29 +134,34 @@ def sigmoid(x: Array) -> Array:
     return xp.where(x < 0, e, x.dtype.type(1)) / (1 + e)
 
 
+@keeps_memory_order
 def sigmoid_grad(x: Array, grad_output: Array) -> Array:
     """σ(x)·σ(−x)."""
     _enter(x, grad_output)
     return grad_output * sigmoid(x) * sigmoid(-x)
 
 
+@keeps_memory_order
 def tanh(x: Array) -> Array:
     """The hyperbolic tangent."""
     return enter(x=x).xp.tanh(x)
 
 
+@keeps_memory_order
 def tanh_grad(x: Array, grad_output: Array) -> Array:
     """1 − tanh²(x)."""
     y = _enter(x, grad_output).xp.tanh(x)
     return grad_output * (1 - y * y)
 
 
+@keeps_memory_order
 def softplus(x: Array) -> Array:
     """log(1 + eˣ) = max(x, 0) + log(1 + e⁻ˡˣˡ), which does not overflow."""
     xp = enter(x=x).xp
     return xp.maximum(x, 0) + xp.log1p(xp.exp(-xp.abs(x)))
 
 
+@keeps_memory_order
 def softplus_grad(x: Array, grad_output: Array) -> Array:
     """σ(x)."""
     _enter(x, grad_output)
@@ -138,7 +174,8 @@ def softmax(x: Array, axis: int = 1) -> Array:
     axis = _axis(x, axis)
     if not x.size:
         return x.copy()
-    y = xp.exp(x - x.max(axis=axis, keepdims=True))
+    y = xp.subtract(x, x.max(axis=axis, keepdims=True), out=xp.empty_like(x))
+    xp.exp(y, out=y)
     y /= y.sum(axis=axis, keepdims=True)
     return y
 
@@ -147,7 +184,8 @@ def softmax_grad(x: Array, grad_output: Array, axis: int = 1) -> Array:
     """y·(Δ − Σ Δ·y) with y = softmax(x)."""
     _enter(x, grad_output)
     y = softmax(x, axis)
-    return y * (grad_output - (grad_output * y).sum(axis=axis, keepdims=True))
+    y *= grad_output - (grad_output * y).sum(axis=axis, keepdims=True)
+    return y
 
 
 def log_softmax(x: Array, axis: int = 1) -> Array:
@@ -156,15 +194,18 @@ def log_softmax(x: Array, axis: int = 1) -> Array:
     axis = _axis(x, axis)
     if not x.size:
         return x.copy()
-    shifted = x - x.max(axis=axis, keepdims=True)
-    return shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))
+    y = xp.subtract(x, x.max(axis=axis, keepdims=True), out=xp.empty_like(x))
+    y -= xp.log(xp.exp(y).sum(axis=axis, keepdims=True))
+    return y
 
 
 def log_softmax_grad(x: Array, grad_output: Array, axis: int = 1) -> Array:
     """Δ − softmax(x)·Σ Δ."""
     _enter(x, grad_output)
     y = softmax(x, axis)
-    return grad_output - y * grad_output.sum(axis=axis, keepdims=True)
+    y *= -grad_output.sum(axis=axis, keepdims=True)
+    y += grad_output
+    return y
 
 
 def _enter(x: Array, grad_output: Array) -> Any:
