@@ -9,6 +9,10 @@ class DeviceMemoryError(MemoryError):
     """A device has too little memory; the message names the bytes needed and what to lower."""
 
 
+class GraphCaptureError(RuntimeError):
+    """A training step does something that a CUDA graph cannot hold."""
+
+
 class CheckpointError(ValueError):
     """A file is no checkpoint that can be trusted, or not one of this network.
 

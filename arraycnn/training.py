@@ -11,6 +11,7 @@ from arraycnn import functional as F
 from arraycnn.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from arraycnn.checkpoint.atomic import PathLike
 from arraycnn.geometry import count_of
+from arraycnn.graphs import CapturedStep
 from arraycnn.interrupts import interrupt_calls
 from arraycnn.layers.base import Layer
 from arraycnn.optim import Optimizer, clip_grad_norm
@@ -68,6 +69,8 @@ class Trainer:
         clip_norm: limit of the gradients' norm, see `clip_grad_norm`; None for no limit.
         check_every: look at the losses after this many updates. Looking waits for the device: on
             a GPU a larger number is faster, and notices a NaN later.
+        graph: replay forward, loss and backward as a CUDA graph, see `graphs.CapturedStep`; only
+            for models on a CUDA backend.
 
     Attributes:
         epoch: epochs done. step: updates done, over all epochs. batch: updates in this epoch.
@@ -95,6 +98,7 @@ class Trainer:
         callbacks: Iterable[Callback] = (),
         clip_norm: float | None = None,
         check_every: int = 1,
+        graph: bool = False,
     ) -> None:
         _check_arguments(model, optimizer, loss, schedule)
         self.model = model
@@ -106,6 +110,7 @@ class Trainer:
             None if clip_norm is None else real_of("clip_norm", clip_norm, positive=True)
         )
         self.check_every = count_of("check_every", check_every)
+        self._captured = CapturedStep(model, loss) if graph else None
         self.epoch = self.step = self.batch = 0
         self.history: list[dict[str, Any]] = []
         self.interrupted = False
@@ -298,18 +303,25 @@ class Trainer:
     def _update(self, images: Array, labels: Array) -> None:
         if self.schedule is not None:
             self.optimizer.lr = self.schedule(self.step)
-        logits, backward = self.model.forward(images)
-        loss, grad = self.loss(logits, labels)
-        self._totals.add(self.step + 1, loss, logits, labels)
-        if self._totals.pending >= self.check_every:
-            self._look()
-        backward(grad, input_grad=False)
+        if self._captured is not None:
+            loss, logits = self._captured(images, labels)
+            self._add_to_totals(loss, logits, labels)
+        else:
+            logits, backward = self.model.forward(images)
+            loss, grad = self.loss(logits, labels)
+            self._add_to_totals(loss, logits, labels)
+            backward(grad, input_grad=False)
         if self.clip_norm is not None:
             clip_grad_norm(self.optimizer.parameters, self.clip_norm)
         self.optimizer.step()
         self._drop_gradients()
         self.step += 1
         self.batch += 1
+
+    def _add_to_totals(self, loss: Array, logits: Array, labels: Array) -> None:
+        self._totals.add(self.step + 1, loss, logits, labels)
+        if self._totals.pending >= self.check_every:
+            self._look()
 
     def _end_epoch(self, loader: Any, test: Batches | None) -> None:
         self._look()

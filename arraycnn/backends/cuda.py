@@ -7,7 +7,7 @@ business: everything is launched on the current stream of the current device.
 import contextlib
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -37,7 +37,7 @@ def explains_lack_of_memory(cls: T) -> T:
     return cls
 
 
-_WITHOUT_ARRAYS = ("cublas_is_refused", "describe", "element", "owns", "synchronize")
+_WITHOUT_ARRAYS = ("captured_keys", "describe", "own_products", "owns", "synchronize")
 
 
 def _explained(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,6 +78,8 @@ class CudaBackend(CudaConvolution, CudaPooling, CudaLosses, CudaPointwise, CudaU
         self.kernels = Kernels(cupy, device, STRUCTS)
         self.processors = int(self.device.attributes["MultiProcessorCount"])
         self._tf32 = False
+        self._own_products = False
+        self._keys: dict[tuple[int, int], Array] | None = None
 
     @property
     def tf32(self) -> bool:
@@ -134,8 +136,27 @@ class CudaBackend(CudaConvolution, CudaPooling, CudaLosses, CudaPointwise, CudaU
 
     def check_labels(self, labels: Array, classes: int, ignore_index: int | None) -> None:
         """As the base class, but for labels that are only known when a captured graph runs."""
-        if not self.owns(labels) or not self.cublas_is_refused():
+        if not self.owns(labels) or not self._is_capturing():
             super().check_labels(labels, classes, ignore_index)
+
+    @contextlib.contextmanager
+    def captured_keys(self) -> Iterator[dict[tuple[int, int], Array]]:
+        """Within the block dropout reads its keys from device memory, for graphs to change them.
+
+        Yields the arrays of one 64-bit key each, by (seed, counter).
+        """
+        self._keys = {}
+        try:
+            yield self._keys
+        finally:
+            self._keys = None
+
+    def _captured_key(self, seed: int, counter: int) -> Array | None:
+        if self._keys is None:
+            return None
+        if (seed, counter) not in self._keys:
+            self._keys[seed, counter] = self.xp.empty(1, np.uint64)
+        return self._keys[seed, counter]
 
     def _current(self) -> contextlib.AbstractContextManager[Any]:
         """This device as the current one, for as long as the context lasts."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from arraycnn.backends.convolution import ConvolutionPrimitives, grouped
@@ -65,10 +66,23 @@ class CudaConvolution(Launching, ConvolutionPrimitives, PointwisePrimitives):
 
     processors: int
     tf32: bool
+    _own_products: bool
 
-    def cublas_is_refused(self) -> bool:
-        """Whether the current stream is being captured, when CuPy refuses to call cuBLAS."""
+    @contextmanager
+    def own_products(self) -> Iterator[None]:
+        """Within the block no product is left to cuBLAS, as in a captured graph."""
+        before, self._own_products = self._own_products, True
+        try:
+            yield
+        finally:
+            self._own_products = before
+
+    def _is_capturing(self) -> bool:
+        """Whether a graph is being captured, in which CuPy refuses to call cuBLAS."""
         return bool(self.xp.cuda.get_current_stream().is_capturing())
+
+    def _avoids_cublas(self) -> bool:
+        return self._own_products or self._is_capturing()
 
     def convolution(
         self,
@@ -79,7 +93,7 @@ class CudaConvolution(Launching, ConvolutionPrimitives, PointwisePrimitives):
         groups: int,
         relu: bool = False,
     ) -> Array:
-        element = self.element(x, weight)
+        element = self._element(x, weight)
         if element is None or not x.size:
             return super().convolution(x, weight, bias, window, groups, relu)
         batch, outputs = x.shape[0], weight.shape[0] // groups
@@ -103,7 +117,7 @@ class CudaConvolution(Launching, ConvolutionPrimitives, PointwisePrimitives):
     def convolution_input_grad(
         self, grad_output: Array, weight: Array, window: Window, groups: int
     ) -> Array:
-        element = self.element(grad_output, weight)
+        element = self._element(grad_output, weight)
         outputs, batch = weight.shape[0] // groups, grad_output.shape[0]
         implicit = self._is_implicit(window, outputs, weight.dtype, input_grad=True)
         if element is None or not grad_output.size or (window.is_pointwise and not implicit):
@@ -128,7 +142,7 @@ class CudaConvolution(Launching, ConvolutionPrimitives, PointwisePrimitives):
     def convolution_weight_grad(
         self, x: Array, grad_output: Array, weight_shape: Shape, window: Window, groups: int
     ) -> Array:
-        element = self.element(x, grad_output)
+        element = self._element(x, grad_output)
         outputs = weight_shape[0] // groups
         implicit = self._is_implicit(window, outputs, x.dtype)
         if element is None or not x.size or not implicit:
@@ -154,11 +168,11 @@ class CudaConvolution(Launching, ConvolutionPrimitives, PointwisePrimitives):
         return x
 
     def dense(self, x: Array, weight: Array, bias: Array | None, relu: bool = False) -> Array:
-        element = self.element(x, weight)
+        element = self._element(x, weight)
         if element is None:
             return super().dense(x, weight, bias, relu)
         bias = None if bias is None else self.xp.ascontiguousarray(bias)
-        if self.cublas_is_refused():
+        if self._avoids_cublas():
             point, kernels = self.batch_last(x)[:, :, None], weight[:, :, None]
             return self.convolution(point, kernels, bias, POINT, 1, relu)[:, :, 0]
         h = self.xp.matmul(weight, x.T)  # (O, N)
@@ -166,13 +180,13 @@ class CudaConvolution(Launching, ConvolutionPrimitives, PointwisePrimitives):
         return h.T
 
     def dense_input_grad(self, grad_output: Array, weight: Array) -> Array:
-        if not self.cublas_is_refused():
+        if not self._avoids_cublas():
             return super().dense_input_grad(grad_output, weight)
         delta = self.batch_last(grad_output)[:, :, None]
         return self.convolution_input_grad(delta, weight[:, :, None], POINT, 1)[:, :, 0]
 
     def dense_weight_grad(self, x: Array, grad_output: Array) -> Array:
-        if not self.cublas_is_refused():
+        if not self._avoids_cublas():
             return super().dense_weight_grad(x, grad_output)
         x, delta = self.batch_last(x)[:, :, None], self.batch_last(grad_output)[:, :, None]
         shape = (delta.shape[1], x.shape[1], 1)
@@ -181,7 +195,7 @@ class CudaConvolution(Launching, ConvolutionPrimitives, PointwisePrimitives):
     def _is_implicit(
         self, window: Window, outputs: int, dtype: Any, *, input_grad: bool = False
     ) -> bool:
-        if self.cublas_is_refused() or (self.tf32 and dtype == "float32"):
+        if self._avoids_cublas() or (self.tf32 and dtype == "float32"):
             return True
         return prefers_implicit_gemm(window, outputs, dtype, input_grad=input_grad)
 
@@ -219,7 +233,7 @@ class CudaConvolution(Launching, ConvolutionPrimitives, PointwisePrimitives):
             *extra,
         )  # fmt: skip
         if workspace is not None:
-            self.launch_elements(
+            self._launch_elements(
                 f"sum_parts<{element}>", result.size, workspace, bias, buffer, result.size, columns,
                 parts, int(relu),
             )  # fmt: skip
@@ -275,7 +289,7 @@ class CudaConvolution(Launching, ConvolutionPrimitives, PointwisePrimitives):
             return
         counts = (extent // word for extent in extents[:3])
         channels, (kind, dtype) = buffer.shape[0], WORDS[word]
-        self.launch_columns(
+        self._launch_columns(
             f"im2col<{kind}>", count * item // word, channels, buffer.view(dtype),
             columns.view(dtype), window_struct(window), channels, *counts,
         )  # fmt: skip
@@ -288,8 +302,8 @@ class CudaConvolution(Launching, ConvolutionPrimitives, PointwisePrimitives):
             columns, buffer = columns.view(columns.real.dtype), buffer.view(columns.real.dtype)
             first, count = 2 * first, 2 * count
         channels, batch = buffer.shape[0], buffer.shape[-1]
-        self.launch_columns(
-            f"col2im<{self.element(columns)}>", window.input_positions * batch, channels,
+        self._launch_columns(
+            f"col2im<{self._element(columns)}>", window.input_positions * batch, channels,
             columns, buffer, window_struct(window), channels, batch, first, count, int(first > 0),
         )  # fmt: skip
 
@@ -301,6 +315,6 @@ class CudaConvolution(Launching, ConvolutionPrimitives, PointwisePrimitives):
         length = rows.size // max(1, count)
         chunks = -(-length // ROW_CHUNK)
         self.kernels.launch(
-            f"bias_relu<{self.element(rows)}>", (count * chunks,), (256,), rows, bias, length,
+            f"bias_relu<{self._element(rows)}>", (count * chunks,), (256,), rows, bias, length,
             chunks, int(relu),
         )  # fmt: skip

@@ -36,18 +36,18 @@ class Launching(Layout):
 
     kernels: Kernels
 
-    def element(self, *arrays: Array | None) -> str | None:
+    def _element(self, *arrays: Array | None) -> str | None:
         """The kernels' name for the dtype of the arrays; None where kernels are not for it."""
         dtypes = {str(array.dtype) for array in arrays if array is not None}
         return ELEMENTS.get(dtypes.pop()) if len(dtypes) == 1 else None
 
-    def launch_columns(self, instance: str, columns: int, channels: int, *args: Any) -> None:
+    def _launch_columns(self, instance: str, columns: int, channels: int, *args: Any) -> None:
         """Launch a kernel with one thread per column, each taking some of the channels."""
         blocks = -(-columns // THREADS)
         rows = min(channels, max(1, SPREAD // max(1, blocks)))
         self.kernels.launch(instance, (blocks, rows), (THREADS,), *args)
 
-    def launch_elements(self, instance: str, size: int, *args: Any) -> None:
+    def _launch_elements(self, instance: str, size: int, *args: Any) -> None:
         """Launch a kernel whose threads share ``size`` elements among them."""
         blocks = min(-(-size // THREADS), 16 * SPREAD)
         self.kernels.launch(instance, (blocks,), (THREADS,), *args)

@@ -62,16 +62,16 @@ class CudaPooling(Launching, PoolingPrimitives):
         x = self.batch_last(x)
         batch, channels = x.shape[:2]
         sums = self.empty((batch, channels), x.dtype)
-        self.launch_elements(
-            f"plane_sum<{self.element(x)}>", sums.size, buffer_of(x), buffer_of(sums), channels,
+        self._launch_elements(
+            f"plane_sum<{self._element(x)}>", sums.size, buffer_of(x), buffer_of(sums), channels,
             math.prod(x.shape[2:]), batch,
         )  # fmt: skip
         return sums
 
     def _pool(self, kernel: str, positions: int, window: Window, *arrays: Array) -> None:
         batch, channels = arrays[0].shape[:2]
-        self.launch_columns(
-            f"{kernel}<{self.element(arrays[0])}>", positions * batch, channels,
+        self._launch_columns(
+            f"{kernel}<{self._element(arrays[0])}>", positions * batch, channels,
             *map(buffer_of, arrays), window_struct(window), channels, batch,
         )  # fmt: skip
 
@@ -84,13 +84,13 @@ class CudaNormalization(Launching, NormalizationPrimitives):
         chunks = chunks_of(length, REDUCE_CHUNK)
         partial = self.xp.empty((2, channels, chunks), accumulator(x.dtype))
         result = self.xp.empty((2, channels), x.dtype)
-        element = self.element(x)
+        element = self._element(x)
         self._reduce(f"chunk_moments<{element}>", channels * chunks, rows, *partial, length, chunks)
         self._reduce(f"merge_moments<{element}>", channels, *partial, *result, length, chunks)
         return result[0], result[1]
 
     def scale_shift(self, x: Array, scale: Array, shift: Array, relu: bool = False) -> Array:
-        element = self.element(x, scale, shift)
+        element = self._element(x, scale, shift)
         if element is None:
             return super().scale_shift(x, scale, shift, relu)
         rows, channels, length = self._rows(x)
@@ -104,7 +104,7 @@ class CudaNormalization(Launching, NormalizationPrimitives):
         return y
 
     def channel_sum(self, x: Array) -> Array:
-        if self.element(x) is None:
+        if self._element(x) is None:
             return super().channel_sum(x)
         rows, channels, length = self._rows(x)
         return self._row_sums(rows, channels, length, x.dtype)
@@ -112,7 +112,7 @@ class CudaNormalization(Launching, NormalizationPrimitives):
     def batch_norm_grad(
         self, x: Array, mean: Array, inverse_std: Array, scale: Array, grad_output: Array
     ) -> tuple[Array, Array, Array]:
-        element = self.element(x, mean, inverse_std, scale, grad_output)
+        element = self._element(x, mean, inverse_std, scale, grad_output)
         if element is None:
             return super().batch_norm_grad(x, mean, inverse_std, scale, grad_output)
         rows, channels, length = self._rows(x)
@@ -153,7 +153,7 @@ class CudaNormalization(Launching, NormalizationPrimitives):
         return sums
 
     def _row_sum(self, rows: Array, sums: Array, count: int, length: int, chunks: int) -> None:
-        elements = f"{self.element(rows)},{self.element(sums)}"
+        elements = f"{self._element(rows)},{self._element(sums)}"
         chunk = REDUCE_CHUNK if chunks > 1 else max(1, length)
         self._reduce(f"row_sum<{elements}>", count * chunks, rows, sums, length, chunks, chunk)
 
@@ -170,13 +170,13 @@ class CudaPointwise(Launching, PointwisePrimitives):
         return super().relu(x)
 
     def relu_grad(self, y: Array, grad_output: Array) -> Array:
-        element = self.element(y, grad_output)
+        element = self._element(y, grad_output)
         flat = _flat(y, grad_output)
         if element is None or flat is None:
             return super().relu_grad(y, grad_output)
         y_flat, delta = flat
         grad = self.xp.empty(delta.shape, delta.dtype)
-        self.launch_elements(f"relu_grad<{element}>", grad.size, y_flat, delta, grad, grad.size)
+        self._launch_elements(f"relu_grad<{element}>", grad.size, y_flat, delta, grad, grad.size)
         return grad if y_flat is y else batch_view(grad)
 
     def dropout(self, x: Array, p: float, seed: int, counter: int) -> Array:
@@ -184,8 +184,8 @@ class CudaPointwise(Launching, PointwisePrimitives):
         y = self.empty(x.shape, x.dtype)
         scale = x.dtype.type(1 / (1 - p) if p < 1 else 0)
         key = self._captured_key(seed, counter)
-        self.launch_elements(
-            f"dropout<{self.element(x)}>", x.size, buffer_of(x), buffer_of(y), x.size, key,
+        self._launch_elements(
+            f"dropout<{self._element(x)}>", x.size, buffer_of(x), buffer_of(y), x.size, key,
             stream_key(seed, counter), round(p * 2**32), float(scale),
         )  # fmt: skip
         return y

@@ -32,7 +32,7 @@ class CudaLosses(CudaNormalization, LossPrimitives):
         if not labels.size:
             losses = self.xp.zeros(labels.shape, logits.dtype)
             return reduced(losses, self.xp.zeros_like(logits), reduction, 0)
-        xp, element, samples = self.xp, self.element(logits, weight), labels.size
+        xp, element, samples = self.xp, self._element(logits, weight), labels.size
         logits, classes = self.batch_last(logits), logits.shape[1]
         grad = self.empty(logits.shape, logits.dtype)
         dtype = accumulator(logits.dtype)
@@ -129,7 +129,7 @@ class CudaUpdates(Launching, UpdatePrimitives):
         tables: dict[str, list[tuple[Array, ...]]] = {}
         others: list[tuple[Array, ...]] = []
         for parameter, gradient, *states in zip(*arrays, strict=True):
-            element = self.element(parameter, gradient, *states)
+            element = self._element(parameter, gradient, *states)
             if element and all(array.flags.c_contiguous for array in (parameter, *states)):
                 tensors = (parameter, self.xp.ascontiguousarray(gradient), *states)
                 tables.setdefault(element, []).append(tensors)
