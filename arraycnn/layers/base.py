@@ -232,7 +232,7 @@ class Layer(ABC):
     def to(self, backend: BackendLike | None = None, *, dtype: Any = None) -> Self:
         """Move to a backend, convert to a float dtype, or both; in place, returns self.
 
-        An optimizer's state stays behind: make the optimizer after moving.
+        The state of an optimizer of these parameters follows at its next step.
         """
         if dtype is not None:
             dtype = float_dtype(dtype)
