@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import BACKENDS
 from numerics import assert_close, put
 
 import arraycnn as ac
 from arraycnn.backends import Backend, BackendUnavailableError
+from arraycnn.backends.cpu import CpuBackend
 from arraycnn.geometry import Window, conv_window, pool_window
 
 
@@ -400,31 +402,41 @@ def run(backend: Backend, name: str, arguments: tuple[Any, ...], dtype: str) -> 
     return [backend.to_numpy(result) for result in results]
 
 
-def test_overrides_have_the_signature_of_the_base(backend: Backend) -> None:
-    for name, member in overrides(backend).items():
+@pytest.fixture(params=[*BACKENDS, "cpu without Numba"], scope="module")
+def overrider(request: pytest.FixtureRequest) -> Backend:
+    """Every backend, and NumPy alone where `get_backend` gives what Numba compiles."""
+    if request.param in BACKENDS:
+        return ac.get_backend(request.param)
+    if type(ac.get_backend("cpu")) is CpuBackend:
+        pytest.skip("Numba is not in use: this is the backend 'cpu'")
+    return CpuBackend()
+
+
+def test_overrides_have_the_signature_of_the_base(overrider: Backend) -> None:
+    for name, member in overrides(overrider).items():
         if name != "__init__":
             assert parameters(member) == parameters(getattr(Backend, name)), name
 
 
-def test_every_override_is_compared_with_the_base(backend: Backend) -> None:
-    public = {name for name in overrides(backend) if not name.startswith("_")}
+def test_every_override_is_compared_with_the_base(overrider: Backend) -> None:
+    public = {name for name in overrides(overrider) if not name.startswith("_")}
     assert public - OF_THE_DEVICE <= set(CALLS) | set(UPDATES) | {"new_buffer", "workspace_bytes"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", CALLS)
-def test_results_are_those_of_the_base(name: str, dtype: str, backend: Backend) -> None:
+def test_results_are_those_of_the_base(name: str, dtype: str, overrider: Backend) -> None:
     reference = ReferenceBackend()
     tolerance = {"float32": 1e-5, "float64": 1e-13}[dtype]
     for arguments in CALLS[name]:
         expected = run(reference, name, arguments, "float64")
-        for found, truth in zip(run(backend, name, arguments, dtype), expected, strict=True):
+        for found, truth in zip(run(overrider, name, arguments, dtype), expected, strict=True):
             assert found.dtype == (dtype if truth.dtype.kind == "f" else truth.dtype)
             assert_close(found, truth, tolerance, name)
 
 
 @pytest.mark.parametrize("name", UPDATES)
-def test_updates_are_those_of_the_base(name: str, backend: Backend) -> None:
+def test_updates_are_those_of_the_base(name: str, overrider: Backend) -> None:
     slots, options = UPDATES[name]
     shapes = [(3, 4), (5,), (), (0, 2), (2, 3, 2, 2)]
 
@@ -442,7 +454,7 @@ def test_updates_are_those_of_the_base(name: str, backend: Backend) -> None:
 
     for dtype, tolerance in (("float32", 1e-5), ("float64", 1e-13)):
         for found, truth in zip(
-            updated(backend, dtype), updated(ReferenceBackend(), "float64"), strict=True
+            updated(overrider, dtype), updated(ReferenceBackend(), "float64"), strict=True
         ):
             assert found.dtype == dtype
             assert_close(found, truth, tolerance, name)

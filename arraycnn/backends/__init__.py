@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 from arraycnn.backends.base import Backend
 from arraycnn.backends.cpu import CpuBackend
+from arraycnn.backends.cpu_numba import CompiledCpuBackend, numba_is_wanted
 from arraycnn.errors import BackendUnavailableError, DeviceMemoryError
 
 BackendLike: TypeAlias = str | Backend
@@ -23,7 +24,7 @@ __all__ = [
 
 @cache
 def _cpu() -> CpuBackend:
-    return CpuBackend()
+    return CompiledCpuBackend() if numba_is_wanted() else CpuBackend()
 
 
 @cache

@@ -61,5 +61,5 @@ class CpuBackend(CpuConvolution, CpuElementwise, Backend):
         threads = f"{self.num_threads} thread{'s' if self.num_threads > 1 else ''}"
         return (
             f"cpu: {platform.processor() or platform.machine()}, {threads}, "
-            f"NumPy {np.__version__} with {describe_blas()}"
+            f"NumPy {np.__version__} with {describe_blas()}, no Numba"
         )

@@ -1,0 +1,413 @@
+"""The CPU backend with loops that Numba compiles, for float32; everything else as without it.
+
+The gain is in passes over memory and in convolution: sums stay in vector registers from the first
+tap to the last (`cpu_vectors`), and the input is read where it lies: no columns, no padding.
+"""
+
+import importlib
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from arraycnn.backends.convolution import ConvolutionPrimitives
+from arraycnn.backends.cpu import CpuBackend
+from arraycnn.backends.cpu_convolution import FLOPS, PARTIAL_SUMS
+from arraycnn.backends.cpu_elementwise import CHUNK, SECONDS
+from arraycnn.backends.layout import buffer_of
+from arraycnn.backends.normalization import rows_of
+from arraycnn.geometry import Window
+from arraycnn.types import Array, Shape
+
+VARIABLE = "ARRAYCNN_FAST"
+RUN_LENGTH = 4096  # elements of the output that are computed at a time, at least
+PRODUCT_LENGTH = 1024  # elements that a weight gradient sums up before it goes to memory
+PARTS = 16  # that an operation is cut into, however many threads there are
+
+
+def numba_is_wanted() -> bool:
+    """Whether Numba is installed and ``$ARRAYCNN_FAST`` does not say 0."""
+    wish = os.environ.get(VARIABLE, "1")
+    if wish not in ("0", "1"):
+        raise ValueError(f"{VARIABLE} must be 0 or 1, got {wish!r}")
+    return wish == "1" and find_spec("numba") is not None
+
+
+class CompiledCpuBackend(CpuBackend):
+    """`CpuBackend`, with Numba where the arrays are float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loaded: Any = None
+
+    @property
+    def _kernels(self) -> Any:
+        """The module of kernels, None where Numba is installed but does not work."""
+        if self._loaded is None:
+            try:  # Numba takes a while to import: not before it is needed
+                self._loaded = importlib.import_module("arraycnn.backends.cpu_kernels")
+            except ImportError as error:
+                print(f"arraycnn: Numba is not used, it says: {error}", file=sys.stderr)
+                self._loaded = False
+        return self._loaded or None
+
+    def describe(self) -> str:
+        alone = super().describe()
+        if self._kernels is None:
+            return alone
+        return alone.replace("no Numba", f"Numba {self._kernels.VERSION}")
+
+    def convolution(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array | None,
+        window: Window,
+        groups: int,
+        relu: bool = False,
+    ) -> Array:
+        if not self._suits(x, weight) or window.ndim > 2:
+            return super().convolution(x, weight, bias, window, groups, relu)
+        kernels = weight.reshape(groups, -1, *weight.shape[1:])  # (G, O/G, C/G, *kernel)
+        return self._correlation(x, kernels, bias, window, False, relu)
+
+    def convolution_input_grad(
+        self, grad_output: Array, weight: Array, window: Window, groups: int
+    ) -> Array:
+        if not self._suits(grad_output, weight) or window.ndim > 2:
+            return super().convolution_input_grad(grad_output, weight, window, groups)
+        kernels = weight.reshape(groups, -1, *weight.shape[1:]).swapaxes(1, 2)
+        return self._correlation(grad_output, kernels, None, window, True, False)
+
+    def convolution_weight_grad(
+        self, x: Array, grad_output: Array, weight_shape: Shape, window: Window, groups: int
+    ) -> Array:
+        if not self._suits(x, grad_output) or window.ndim > 2:
+            return super().convolution_weight_grad(x, grad_output, weight_shape, window, groups)
+        source, delta = _planes(x, window), _planes(grad_output, window)
+        kernel, stride, padding, dilation = _plane_window(window)
+        numbers = np.array((*stride, *padding, *dilation))
+        columns = max(1, PRODUCT_LENGTH // x.shape[0])
+        parts = min(PARTIAL_SUMS, delta.shape[1] * -(-delta.shape[2] // columns))
+        sums = np.zeros((parts, *weight_shape[:2], *kernel), np.float32)
+        add_weight_grad = self._kernels.add_weight_grad.compiled
+
+        def add(part: int) -> None:
+            add_weight_grad(source, delta, sums[part], groups, numbers, columns, part, parts)
+
+        flops = delta.size * math.prod(weight_shape[1:])
+        self.workers.run(add, parts, flops / FLOPS)
+        for part in range(1, parts):
+            sums[0] += sums[part]
+        return sums[0].reshape(weight_shape)
+
+    def convolution_grads(
+        self, x: Array, grad_output: Array, weight: Array, window: Window, groups: int
+    ) -> tuple[Array, Array]:
+        if not self._suits(x, grad_output, weight) or window.ndim > 2:
+            return super().convolution_grads(x, grad_output, weight, window, groups)
+        return ConvolutionPrimitives.convolution_grads(self, x, grad_output, weight, window, groups)
+
+    def _correlation(
+        self,
+        x: Array,
+        kernels: Array,
+        bias: Array | None,
+        window: Window,
+        adjoint: bool,
+        relu: bool,
+    ) -> Array:
+        """A convolution, or its adjoint, with kernels (G, outputs/G, inputs/G, *kernel)."""
+        groups, outputs = kernels.shape[:2]
+        batch = x.shape[0]
+        size = window.input_size if adjoint else window.output_size
+        y = self.empty((batch, groups * outputs, *size), np.float32)
+        source, target = _planes(x, window), _planes(y, window)
+        packed = _packed(kernels, self._kernels.ROWS)
+        offsets = np.zeros(groups * outputs, np.float32) if bias is None else bias
+        rows, runs, kernel, steps = _positions(window, batch, adjoint)
+        parts = len(rows) * len(runs)
+        each = -(-parts // PARTS)
+        correlate = self._kernels.correlate.compiled
+
+        def compute(part: int) -> None:
+            start, stop = part * each, min(parts, part * each + each)
+            correlate(
+                source, packed, offsets, target, groups, rows, runs, kernel, steps, start, stop,
+                relu,
+            )  # fmt: skip
+
+        flops = y.size * math.prod(kernels.shape[2:])
+        self.workers.run(compute, -(-parts // each), flops / FLOPS)
+        return y
+
+    def relu_grad(self, y: Array, grad_output: Array) -> Array:
+        if y.dtype != np.float32 or grad_output.dtype != np.float32 or not y.size:
+            return super().relu_grad(y, grad_output)
+        if self._kernels is None:
+            return super().relu_grad(y, grad_output)
+        y, grad_output = self.batch_last(y), self.batch_last(grad_output)
+        grad = self.empty(y.shape, np.float32)
+        output, source, target = (buffer_of(a).reshape(-1) for a in (y, grad_output, grad))
+        compiled = self._kernels.relu_grad.compiled
+
+        def select(index: int) -> None:
+            compiled(output, source, target, index * CHUNK, min(y.size, (index + 1) * CHUNK))
+
+        self.workers.run(select, -(-y.size // CHUNK), y.size * 3 * SECONDS)
+        return grad
+
+    def max_pool(self, x: Array, window: Window) -> Array:
+        if not self._suits(x) or window.ndim > 2:
+            return super().max_pool(x, window)
+        y = self.empty((*x.shape[:2], *window.output_size), np.float32)
+        source, target = _planes(x, window), _planes(y, window)
+        numbers = _numbers(window)
+        compiled = self._kernels.max_pool.compiled
+        self._each_row(lambda *part: compiled(source, target, numbers, *part), source, passes=2)
+        return y
+
+    def max_pool_grad(self, x: Array, y: Array, grad_output: Array, window: Window) -> Array:
+        if not self._suits(x, y, grad_output) or window.ndim > 2:
+            return super().max_pool_grad(x, y, grad_output, window)
+        grad = self.empty(x.shape, np.float32)
+        arrays = tuple(_planes(a, window) for a in (x, y, grad_output, grad))
+        numbers = _numbers(window)
+        compiled = self._kernels.max_pool_grad.compiled
+
+        def route(start: int, stop: int) -> None:
+            waiting = self.scratch("waiting", (x.shape[0],), np.float32)
+            compiled(*arrays, waiting, numbers, start, stop)
+
+        self._each_row(route, arrays[0], passes=4)
+        return grad
+
+    def channel_moments(self, x: Array) -> tuple[Array, Array]:
+        if not self._suits(x):
+            return super().channel_moments(x)
+        rows = rows_of(x)  # (C, N·L)
+        mean, var = np.empty((2, rows.shape[0]), np.float32)
+        compiled = self._kernels.moments.compiled
+        self._each_row(lambda *part: compiled(rows, mean, var, *part), rows, passes=2)
+        return mean, var
+
+    def scale_shift(self, x: Array, scale: Array, shift: Array, relu: bool = False) -> Array:
+        if not self._suits(x, scale, shift):
+            return super().scale_shift(x, scale, shift, relu)
+        y = self.empty(x.shape, np.float32)
+        source, target = rows_of(x), rows_of(y)
+        scale, shift = np.ascontiguousarray(scale), np.ascontiguousarray(shift)
+        compiled = self._kernels.scale_shift.compiled
+        self._each_row(
+            lambda *part: compiled(source, scale, shift, target, relu, *part), source, passes=2
+        )
+        return y
+
+    def channel_sum(self, x: Array) -> Array:
+        if not self._suits(x):
+            return super().channel_sum(x)
+        rows = rows_of(x)  # (C, N·L)
+        total = np.empty(rows.shape[0], np.float32)
+        compiled = self._kernels.row_sums.compiled
+        self._each_row(lambda *part: compiled(rows, total, *part), rows, passes=1)
+        return total
+
+    def batch_norm_grad(
+        self, x: Array, mean: Array, inverse_std: Array, scale: Array, grad_output: Array
+    ) -> tuple[Array, Array, Array]:
+        if not self._suits(x, mean, inverse_std, scale, grad_output):
+            return super().batch_norm_grad(x, mean, inverse_std, scale, grad_output)
+        grad = self.empty(x.shape, np.float32)
+        source, delta, target = rows_of(x), rows_of(grad_output), rows_of(grad)
+        per_channel = [np.ascontiguousarray(a) for a in (mean, inverse_std, scale)]
+        grad_scale, grad_shift = np.empty((2, source.shape[0]), np.float32)
+        compiled = self._kernels.batch_norm_grad.compiled
+
+        def differentiate(start: int, stop: int) -> None:
+            compiled(source, *per_channel, delta, target, grad_scale, grad_shift, start, stop)
+
+        self._each_row(differentiate, source, passes=4)
+        return grad, grad_scale, grad_shift
+
+    def sgd_update(
+        self,
+        parameters: Sequence[Array],
+        gradients: Sequence[Array],
+        velocities: Sequence[Array],
+        *,
+        lr: float,
+        momentum: float,
+        nesterov: bool,
+        weight_decay: float,
+    ) -> None:
+        in_line = momentum and all(map(self._in_line, parameters, gradients, velocities))
+        if not in_line:
+            super().sgd_update(
+                parameters, gradients, velocities, lr=lr, momentum=momentum, nesterov=nesterov,
+                weight_decay=weight_decay,
+            )  # fmt: skip
+            return
+        compiled = self._kernels.sgd.compiled
+        for p, g, v in zip(parameters, gradients, velocities, strict=True):
+            arrays = (a.reshape(-1) for a in (p, g, v))
+            compiled(*arrays, lr, momentum, weight_decay, nesterov)
+
+    def adam_update(
+        self,
+        parameters: Sequence[Array],
+        gradients: Sequence[Array],
+        first_moments: Sequence[Array],
+        second_moments: Sequence[Array],
+        *,
+        step: int,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
+    ) -> None:
+        lists = parameters, gradients, first_moments, second_moments
+        if not all(map(self._in_line, *lists)):
+            super().adam_update(
+                *lists, step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps,
+                weight_decay=weight_decay, decoupled=decoupled,
+            )  # fmt: skip
+            return
+        numbers = (
+            lr / (1 - beta1**step), 1 - beta1, beta2, 1 - beta2, eps, math.sqrt(1 - beta2**step),
+            0.0 if decoupled else weight_decay, 1 - lr * weight_decay if decoupled else 1.0,
+        )  # fmt: skip
+        compiled = self._kernels.adam.compiled
+        for arrays in zip(*lists, strict=True):
+            compiled(*(a.reshape(-1) for a in arrays), *numbers)
+
+    def _suits(self, *arrays: Array) -> bool:
+        """Whether there are kernels for arrays such as these."""
+        return (
+            all(a.dtype == np.float32 and a.size for a in arrays)
+            and all(a.ndim < 2 or buffer_of(a).flags.c_contiguous for a in arrays[:1])
+            and self._kernels is not None
+        )
+
+    def _in_line(self, *arrays: Array) -> bool:
+        """Whether arrays of any shape can be updated as rows of float32."""
+        return (
+            all(a.dtype == np.float32 and a.flags.c_contiguous for a in arrays)
+            and self._kernels is not None
+        )
+
+    def _each_row(self, function: Callable[..., None], buffer: Array, passes: int) -> None:
+        """Call ``function`` for first and last index of runs of the first dimension."""
+        rows = buffer.shape[0]
+        step = max(1, CHUNK * rows // buffer.size)
+        self.workers.run(
+            lambda index: function(index * step, min(rows, (index + 1) * step)),
+            -(-rows // step),
+            buffer.size * passes * SECONDS,
+        )
+
+
+def _planes(x: Array, window: Window) -> Array:
+    """The buffer of x as (C, height, width, N); one row for what has one dimension.
+
+    What a pointwise window is slid over counts as one row, too.
+    """
+    buffer = buffer_of(x)
+    if window.is_pointwise or window.ndim == 1:
+        return buffer.reshape(buffer.shape[0], 1, -1, buffer.shape[-1])
+    return buffer
+
+
+def _plane_window(window: Window) -> tuple[Shape, Shape, Shape, Shape]:
+    """Kernel, stride, padding before and dilation of a window over `_planes`."""
+    before = tuple(low for low, _ in window.padding)
+    if window.is_pointwise:
+        return (1, 1), (1, 1), (0, 0), (1, 1)
+    if window.ndim == 1:
+        one, none = (1,), (0,)
+        return one + window.kernel_size, one + window.stride, none + before, one + window.dilation
+    return window.kernel_size, window.stride, before, window.dilation
+
+
+@lru_cache(maxsize=512)
+def _numbers(window: Window) -> Array:
+    return np.array([n for sizes in _plane_window(window) for n in sizes])
+
+
+@lru_cache(maxsize=512)
+def _positions(window: Window, batch: int, adjoint: bool) -> tuple[Array, Array, Array, Array]:
+    """Tables for `cpu_kernels.correlate`: rows, runs of columns, kernel and steps."""
+    kernel, strides, before, dilation = _plane_window(window)
+    seen, made = window.input_size, window.output_size
+    if window.is_pointwise or window.ndim == 1:
+        seen, made = (1, math.prod(seen)), (1, math.prod(made))
+    axes = [
+        _axis(sizes, adjoint)
+        for sizes in zip(seen, made, kernel, strides, before, dilation, strict=True)
+    ]
+    rows, columns = (table for table, _, _ in axes)
+    longest = max(1, RUN_LENGTH // batch)
+    runs: list[list[int]] = []
+    for column, (tap, taps, place) in enumerate(columns):
+        if runs:
+            first, last, *previous, start = runs[-1]
+            follows = place == start + column - first and column - first < longest
+            if follows and previous == [tap, taps]:
+                runs[-1][1] = last + 1
+                continue
+        runs.append([column, column + 1, tap, taps, place])
+    steps = [step for _, *steps in axes for step in steps]
+    return np.array(rows), np.array(runs), np.array(kernel), np.array(steps)
+
+
+def _axis(sizes: tuple[int, ...], adjoint: bool) -> tuple[list[tuple[int, int, int]], int, int]:
+    """For each position along an axis of a convolution's output, or its adjoint's: first tap,
+    taps, and what the first tap sees; then the steps of taps and of what they see.
+
+    Position o sees o·stride − before + tap·dilation, so the adjoint's position h sees
+    (h + before − tap·dilation) / stride where that is whole.
+    """
+    seen, made, kernel, stride, before, dilation = sizes
+    tap_step, place_step = 1, dilation
+    if adjoint:
+        tap_step = stride // math.gcd(stride, dilation)
+        place_step = -(dilation * tap_step // stride)
+    table = []
+    for position in range(seen if adjoint else made):
+        found = []
+        for tap in range(kernel):
+            if adjoint:
+                place, rest = divmod(position + before - tap * dilation, stride)
+                inside = rest == 0 and 0 <= place < made
+            else:
+                place = position * stride - before + tap * dilation
+                inside = 0 <= place < seen
+            if inside:
+                found.append((tap, place))
+        table.append((found[0][0], len(found), found[0][1]) if found else (0, 0, 0))
+    return table, tap_step, place_step
+
+
+def _packed(kernels: Array, block: int) -> Array:
+    """Kernels (G, outputs/G, inputs/G, *kernel) in blocks of outputs, which are neighbours."""
+    groups, outputs = kernels.shape[:2]
+    rows = kernels.reshape(groups, outputs, -1)
+    pieces = []
+    for group in range(groups):
+        start = 0
+        while start < outputs:
+            size = block
+            while size > outputs - start:
+                size //= 2
+            if size == block:
+                size *= (outputs - start) // block
+            part = rows[group, start : start + size].reshape(-1, min(block, size), rows.shape[2])
+            pieces.append(part.swapaxes(1, 2).ravel())
+            start += size
+    return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
