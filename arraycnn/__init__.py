@@ -17,7 +17,12 @@ from arraycnn.checkpoint import (
     save_checkpoint,
 )
 from arraycnn.data import DataLoader, datasets
-from arraycnn.errors import CheckpointDamagedError, CheckpointError
+from arraycnn.errors import (
+    CheckpointDamagedError,
+    CheckpointError,
+    DeviceMemoryError,
+    GraphCaptureError,
+)
 from arraycnn.explain import Explanation, explain
 from arraycnn.gradcheck import GradientError, gradcheck
 from arraycnn.layers import *  # noqa: F403
@@ -49,8 +54,10 @@ __all__ = [
     "CheckpointError",
     "CheckpointInfo",
     "DataLoader",
+    "DeviceMemoryError",
     "Explanation",
     "GradientError",
+    "GraphCaptureError",
     "Optimizer",
     "RMSprop",
     "Trainer",

@@ -84,6 +84,7 @@ def parse_arguments(parser: Parser) -> argparse.Namespace:
         metavar="PATH",
         help="go on from a checkpoint (default: last, the last one in the output folder)",
     )
+    add("--graph", action="store_true", help="replay training steps as a CUDA graph")
     add("--no-progress", action="store_true", help="no progress bar, plain lines only")
     add(
         "--plot",
@@ -124,9 +125,9 @@ def load_data(options: argparse.Namespace) -> ac.data.Dataset:
 
 def squared_error(outputs: Any, labels: Any) -> tuple[Any, Any]:
     """LeNet-1's loss ½·Σ(output − target)², with targets of 1 for the label's class, else −1."""
-    classes = outputs.shape[1]
-    is_label = np.arange(classes) == labels[:, None]  # (N, classes)
-    loss, grad = F.mse_loss(outputs, np.where(is_label, 1, -1).astype(outputs.dtype))
+    backend, classes = ac.backend_of(outputs), outputs.shape[1]
+    is_label = backend.xp.arange(classes) == backend.asarray(labels)[:, None]  # (N, classes)
+    loss, grad = F.mse_loss(outputs, backend.xp.where(is_label, 1, -1).astype(outputs.dtype))
     return loss * (classes / 2), grad * (classes / 2)  # a sum over classes, a mean over images
 
 
@@ -240,6 +241,7 @@ def main() -> int:
             schedule=OneCycle(options.lr, options.epochs * len(loader)),
             callbacks=[report, checkpoints],
             check_every=1 if backend.name == "cpu" else 50,
+            graph=options.graph,
         )
         options.out.mkdir(parents=True, exist_ok=True)
         if options.resume:
@@ -256,7 +258,7 @@ def main() -> int:
     status = 0
     try:
         trainer.fit(loader, options.epochs, test=(dataset.test_images, dataset.test_labels))
-    except (TrainingDivergedError, OSError) as error:
+    except (TrainingDivergedError, ac.DeviceMemoryError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         status = 1
     finally:
