@@ -1,5 +1,11 @@
 """Damaged checkpoints: all refused, in forked children with a limit on memory."""
 
+import hashlib
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from checkpoint_cases import make_model, make_optimizer, valid_bytes
@@ -114,3 +120,58 @@ def test_what_memory_held_before_does_not_matter(valid, tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, "empty", empty_with_stale_bytes)
     load_all(path, 1)
+
+
+# Changes with the right digest: what the gate and libhdf5 make of them
+
+
+def load_sealed(data, path, seed, count):
+    """How many of the changed files were loaded; any other exception than ours comes through."""
+    rng = np.random.default_rng(seed)
+    loaded = 0
+    for number in range(count):
+        changed = mutate(data[512:], rng)
+        fields = struct.pack("<8sIIQ", data[:8], 1, 0, len(changed))
+        block = (fields + hashlib.sha256(changed).digest()).ljust(512, b"\0")
+        with open(path, "wb") as file:
+            file.write(block + changed)
+        try:
+            load_all(path, number)
+            loaded += 1
+        except ac.CheckpointError:
+            pass
+    return loaded
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_changes_with_the_right_digest_load_or_are_refused(valid, tmp_path, seed):
+    loaded = run_forked(load_sealed, valid, tmp_path / "changed.h5", seed, 200)
+    assert 0 < loaded < 200
+
+
+ENDING = """
+import sys
+import arraycnn as ac
+path, kept = sys.argv[1], []
+data = open(sys.argv[2], "rb").read()
+model = ac.Sequential(ac.Dense(2, 2))
+for size in [0, 4, 8, 100, *range(1000, len(data), 1500)]:
+    open(path, "wb").write(data[:size])
+    try:
+        ac.load_keras_weights(model, path, (1, 2))
+    except ac.CheckpointError as error:
+        kept.append(error)
+print(len(kept))
+"""
+
+
+def test_the_interpreter_ends_well_with_errors_still_alive(tmp_path):
+    """h5py's own errors crash it when they are alive at the end."""
+    keras = Path(__file__).parent / "oracle" / "keras.weights.h5"
+    process = subprocess.run(
+        [sys.executable, "-c", ENDING, tmp_path / "x.h5", keras],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert int(process.stdout) > 30

@@ -58,24 +58,21 @@ def write_structure(descriptor: int, entries: Iterable[Entry]) -> list[int | Non
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     properties.set_obj_track_times(False)
-    try:
-        with h5py.File(
-            stream,
-            "w",
-            libver=LIBRARY_VERSIONS,
-            userblock_size=USER_BLOCK,
-            alignment_threshold=1024,
-            alignment_interval=ALIGNMENT,
-        ) as file:
-            offsets = []
-            for entry in entries:
-                group, _, name = entry.path.rpartition("/")
-                parent = file.require_group(group).id if group else file.id
-                kind, space = TYPES[entry.dtype], h5py.h5s.create_simple(entry.shape)
-                dataset = h5py.h5d.create(parent, name.encode(), kind, space, properties)
-                offsets.append(dataset.get_offset() if math.prod(entry.shape) else None)
-    finally:
-        stream.check()
+    offsets = []
+    with _open_file(
+        stream,
+        "w",
+        libver=LIBRARY_VERSIONS,
+        userblock_size=USER_BLOCK,
+        alignment_threshold=1024,
+        alignment_interval=ALIGNMENT,
+    ) as file:
+        for entry in entries:
+            group, _, name = entry.path.rpartition("/")
+            parent = file.require_group(group).id if group else file.id
+            kind, space = TYPES[entry.dtype], h5py.h5s.create_simple(entry.shape)
+            dataset = h5py.h5d.create(parent, name.encode(), kind, space, properties)
+            offsets.append(dataset.get_offset() if math.prod(entry.shape) else None)
     return offsets
 
 
@@ -89,20 +86,29 @@ def open_root(source: Source, *, ours: bool = True) -> Iterator[Any]:
     stream = Stream(source)
     if ours:
         _check_superblock(stream, source.size)
+    with _open_file(stream, "r") as file:
+        yield file.id
+
+
+@contextlib.contextmanager
+def _open_file(stream: Stream, mode: str, **options: Any) -> Iterator[Any]:
+    """An open HDF5 file, all of whose errors become one `CheckpointDamagedError` or the stream's.
+
+    Errors are raised only when h5py's own are gone: one of `h5py.File` refers to a property list
+    that crashes the interpreter at its end if it is still alive then.
+    """
+    problem = ""
     try:
-        with h5py.File(stream, "r") as file:
-            yield file.id
-    except (CheckpointError, OSError, MemoryError) as error:
-        stream.check()
-        if isinstance(error, CheckpointError):
+        with h5py.File(stream, mode, **options) as file:
+            yield file
+    except CheckpointError:
+        if stream.failure is None:
             raise
-        raise CheckpointDamagedError(f"HDF5 cannot read the file: {error}") from error
     except Exception as error:
-        stream.check()
-        raise CheckpointDamagedError(
-            f"HDF5 cannot read the file: {type(error).__name__}: {error}"
-        ) from error
+        problem = f"{type(error).__name__}: {error}"
     stream.check()
+    if problem:
+        raise CheckpointDamagedError(f"HDF5 cannot use the file: {problem}")
 
 
 def _check_superblock(stream: Stream, size: int) -> None:

@@ -38,6 +38,7 @@ def save_checkpoint(
     """Save everything that training needs to go on exactly; see docs/checkpoint-format.md.
 
     When this returns, the checkpoint is on the disk; until then ``path`` shows the previous one.
+    Nothing may change the arrays meanwhile, so do not train in another thread.
 
     Args:
         path: the file, conventionally ``*.h5``.

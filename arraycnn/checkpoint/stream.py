@@ -86,7 +86,7 @@ class Stream:
                     raise CheckpointDamagedError("HDF5 was led beyond the end of the file")
                 done += count
         except BaseException as error:
-            self.failure = self.failure or error
+            self._keep(error)
         view[done:] = bytes(wanted - done)
         self._position += wanted
         return wanted
@@ -98,7 +98,7 @@ class Stream:
             if self.failure is None:
                 self._source.write(self._position, view)
         except BaseException as error:
-            self.failure = error
+            self._keep(error)
         self._position += len(view)
         return len(view)
 
@@ -108,8 +108,12 @@ class Stream:
             if self.failure is None:
                 self._source.truncate(size)
         except BaseException as error:
-            self.failure = error
+            self._keep(error)
         return size
+
+    def _keep(self, error: BaseException) -> None:
+        # Its traceback would keep the views of libhdf5's memory alive, which is freed meanwhile.
+        self.failure = self.failure or error.with_traceback(None)
 
     def flush(self) -> None:
         """Nothing is buffered here."""
