@@ -258,7 +258,7 @@ def main() -> int:
     status = 0
     try:
         trainer.fit(loader, options.epochs, test=(dataset.test_images, dataset.test_labels))
-    except (TrainingDivergedError, ac.DeviceMemoryError, OSError) as error:
+    except (TrainingDivergedError, ac.DeviceMemoryError, ac.GraphCaptureError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         status = 1
     finally:
