@@ -53,7 +53,7 @@ def cross_correlation(x: Any, w: Any) -> Any:
     y = np.zeros(np.add(x.shape, w.shape) - 1)
     for a in np.ndindex(x.shape):
         for b in np.ndindex(w.shape):  # t = a − b, and the first t is 1 − size of w
-            y[tuple(np.subtract(a, b) + w.shape - np.int64(1))] += x[a] * w[b]
+            y[tuple(np.subtract(a, b) + w.shape - 1)] += x[a] * w[b]
     return y
 
 
@@ -77,16 +77,16 @@ def compare(backend: Any) -> dict[str, float]:
     differences = {}
     for ndim, shape, size in ((1, (20,), (5,)), (2, (12, 9), (4, 3))):
         x, w = rng.standard_normal(shape), rng.standard_normal(size)
-        others = {
-            "F.conv": (conv(x, np.flip(w), backend), conv(x, w, backend)),
-        }
+        others = {f"F.conv{ndim}d": (conv(x, np.flip(w), backend), conv(x, w, backend))}
         if scipy_signal is not None:
-            others["SciPy"] = scipy_signal.convolve(x, w), scipy_signal.correlate(x, w)
-        for library, (convolved, correlated) in others.items():
-            name = f"{library}{ndim}d" if library == "F.conv" else f"{library}, {ndim}-d"
-            differences[f"convolution by {name}"] = np.abs(convolved - convolution(x, w)).max()
-            difference = np.abs(correlated - cross_correlation(x, w)).max()
-            differences[f"cross-correlation by {name}"] = difference
+            scipy_results = scipy_signal.convolve(x, w), scipy_signal.correlate(x, w)
+            others[f"SciPy, {ndim}-d"] = scipy_results
+        for name, (convolved, correlated) in others.items():
+            for operation, result, truth in (
+                ("convolution", convolved, convolution(x, w)),
+                ("cross-correlation", correlated, cross_correlation(x, w)),
+            ):
+                differences[f"{operation} by {name}"] = np.abs(result - truth).max()
     return differences
 
 

@@ -193,12 +193,12 @@ def check_sizes(picture: Any, sought: Any) -> None:
 def draw(picture: Any, sought: Any, responses: dict[str, Any]) -> Figure:
     (height, width), (rows, columns) = picture.shape[1:], sought.shape[1:]
     figure = Figure(figsize=(9, 1.6 + 8.6 * height / width))
-    axes = figure.subplot_mosaic("SSSSST;SSSSSF;PPPNNN;PPPNNN")
+    axes = figure.subplot_mosaic("SSSSST;SSSSSF;PPPNNN;PPPNNN", height_ratios=[6, 6, 5, 5])
     scene = axes["S"]
     scene.imshow(picture.transpose(1, 2, 0), interpolation="antialiased")
     scene.set(xlabel="column", ylabel="row")
     axes["T"].imshow(sought.transpose(1, 2, 0))
-    axes["T"].set(title="template", xticks=[], yticks=[])
+    axes["T"].set(ylabel="template", xticks=[], yticks=[])
     marks = ((common.VERMILION, "--"), (common.BLUE, "-"))
     for (name, response), key, (colour, dashes) in zip(responses.items(), "PN", marks, strict=True):
         row, column = best(response)
@@ -217,7 +217,7 @@ def draw(picture: Any, sought: Any, responses: dict[str, Any]) -> Figure:
         figure.colorbar(image, ax=axes[key], location="bottom", label="response", shrink=0.8)
     hit = picture[:, row : row + rows, column : column + columns]  # of the normalised one
     axes["F"].imshow(hit.transpose(1, 2, 0))
-    axes["F"].set(title="found", xticks=[], yticks=[])
+    axes["F"].set(ylabel="found", xticks=[], yticks=[])
     scene.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     return figure
 

@@ -45,14 +45,14 @@ def whole_numbers(conv: Any, seed: int) -> Any:
 
 def examples(backend: Any) -> dict[str, ac.Explanation]:
     """A 2×2 kernel on a 3×3 image; then stride and padding; then two channels and two kernels."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(0)  # of the gradients
     convolutions = {
         "im2col": (ac.Conv2d(1, 1, 2, backend=backend), (1, 3, 3)),
         "im2col_stride": (ac.Conv2d(1, 1, 3, stride=2, padding=1, backend=backend), (1, 4, 4)),
         "im2col_channels": (ac.Conv2d(2, 2, 2, backend=backend), (2, 3, 3)),
     }
     explanations = {}
-    for seed, (name, (conv, shape)) in enumerate(convolutions.items()):
+    for seed, (name, (conv, shape)) in enumerate(convolutions.items(), start=4):
         x = np.arange(1, 1 + np.prod(shape), dtype=np.float32).reshape(1, *shape)
         delta = rng.integers(-1, 3, conv.output_shape(x.shape)).astype(np.float32)
         explanations[name] = ac.explain(whole_numbers(conv, seed), x, delta)

@@ -145,7 +145,9 @@ def main(options: argparse.Namespace) -> dict[str, Curves]:
 def parser() -> common.Parser:
     result = common.parser("Mean convergence of a CNN and a dense network", datasets=common.GREY)
     result.add_argument("--seeds", type=common.at_least(1), default=5, help="how many (default: 5)")
-    result.add_argument("--epochs", type=common.at_least(1), help="default: 15 for the digits, 3")
+    result.add_argument(
+        "--epochs", type=common.at_least(1), help="(default: 15 for the digits, else 3)"
+    )
     result.add_argument("--batch-size", type=common.at_least(1), default=64)
     result.add_argument(
         "--measurements", type=common.at_least(1), default=12, help="of the test accuracy"
