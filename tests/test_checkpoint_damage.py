@@ -153,7 +153,8 @@ def test_changes_with_the_right_digest_load_or_are_refused(valid, tmp_path, seed
 ENDING = """
 import sys
 import arraycnn as ac
-path, kept = sys.argv[1], []
+path = sys.argv[1]
+sys.kept = kept = []  # the last module to be cleared
 data = open(sys.argv[2], "rb").read()
 model = ac.Sequential(ac.Dense(2, 2))
 for size in [0, 4, 8, 100, *range(1000, len(data), 1500)]:

@@ -110,6 +110,7 @@ class TestRun:
         assert train("--epochs", 2, "--seed", 1, "--out", ".", cwd=tmp_path).returncode == 0
         assert history(tmp_path)[1]["test_loss"] != history(run[1])[1]["test_loss"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_stopped_and_resumed_gives_the_same(self, number, tmp_path):
         options = ["--epochs", 4, "--save-every", 5, "--optimizer", "adam"]
@@ -124,6 +125,7 @@ class TestRun:
         assert "resumed: " in again.stdout
         assert_same_results(whole, parts)
 
+    @pytest.mark.slow
     def test_killed_and_resumed_gives_the_same(self, run, tmp_path):
         process, _, _ = stop(tmp_path, signal.SIGKILL, "--epochs", 2, "--save-every", 1)
         assert process.returncode == -signal.SIGKILL
