@@ -38,6 +38,7 @@ from arraycnn.optim import (
     clip_grad_norm,
     clip_grad_value,
 )
+from arraycnn.saving import Checkpoints, load_last
 from arraycnn.summary import summary
 from arraycnn.training import Callback, Trainer, TrainingDivergedError
 from arraycnn.version import __version__
@@ -53,6 +54,7 @@ __all__ = [
     "CheckpointDamagedError",
     "CheckpointError",
     "CheckpointInfo",
+    "Checkpoints",
     "DataLoader",
     "DeviceMemoryError",
     "Explanation",
@@ -76,10 +78,11 @@ __all__ = [
     "get_backend",
     "gradcheck",
     "init",
+    "layers",
     "load_checkpoint",
     "load_keras_weights",
+    "load_last",
     "load_model",
-    "layers",
     "models",
     "read_checkpoint_info",
     "save_checkpoint",
