@@ -84,7 +84,7 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
         return grad
 
     def max_pool(self, x: Array, window: Window) -> Array:
-        if not _is_partition(window) or not x.size:
+        if not is_partition(window) or not x.size:
             return super().max_pool(x, window)
         y = self.empty((*x.shape[:2], *window.output_size), x.dtype)
         source, target = buffer_of(x), buffer_of(y)
@@ -109,7 +109,7 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
 
     def max_pool_grad(self, x: Array, y: Array, grad_output: Array, window: Window) -> Array:
         # A NaN is equal to nothing, so it would not be found below.
-        if not _is_partition(window) or not x.size or np.isnan(y.max()):
+        if not is_partition(window) or not x.size or np.isnan(y.max()):
             return super().max_pool_grad(x, y, grad_output, window)
         grad = self.empty(x.shape, x.dtype)
         source, maximum = buffer_of(x), buffer_of(y)
@@ -247,7 +247,7 @@ def _bits(x: Array) -> Array:
     return x.view(f"i{x.dtype.itemsize}")
 
 
-def _is_partition(window: Window) -> bool:
+def is_partition(window: Window) -> bool:
     """Whether the windows lie side by side inside the input, none overlapping another."""
     return (
         window.stride == window.kernel_size

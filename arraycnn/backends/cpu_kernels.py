@@ -323,6 +323,53 @@ def max_pool(x: Any, y: Any, window: Any, start: int, stop: int) -> None:
                             best[n] = old if (old >= new) | (old != old) else new  # a NaN stays
 
 
+@kernel(_given(4), _made(4), _INT, _INT)
+def max_pool_pairs(x: Any, y: Any, start: int, stop: int) -> None:
+    """`max_pool` over 2×2 elements side by side."""
+    for channel in range(start, stop):
+        for row in range(y.shape[1]):
+            for column in range(y.shape[2]):
+                best = y[channel, row, column]
+                a, b = x[channel, 2 * row, 2 * column], x[channel, 2 * row, 2 * column + 1]
+                c, d = x[channel, 2 * row + 1, 2 * column], x[channel, 2 * row + 1, 2 * column + 1]
+                for n in range(best.size):
+                    above = a[n] if (a[n] >= b[n]) | (a[n] != a[n]) else b[n]
+                    below = c[n] if (c[n] >= d[n]) | (c[n] != c[n]) else d[n]
+                    best[n] = above if (above >= below) | (above != above) else below
+
+
+@kernel(_given(4), _given(4), _given(4), _made(4), _INT, _INT)
+def max_pool_pairs_grad(x: Any, y: Any, delta: Any, grad: Any, start: int, stop: int) -> None:
+    """`max_pool_grad` over 2×2 elements side by side."""
+    zero = float32(0)
+    for channel in range(start, stop):
+        grad[channel, 2 * y.shape[1] :] = zero  # what no window sees
+        grad[channel, :, 2 * y.shape[2] :] = zero
+        for row in range(y.shape[1]):
+            for column in range(y.shape[2]):
+                best, slopes = y[channel, row, column], delta[channel, row, column]
+                i, j = 2 * row, 2 * column
+                a, b, c = x[channel, i, j], x[channel, i, j + 1], x[channel, i + 1, j]
+                to_a, to_b = grad[channel, i, j], grad[channel, i, j + 1]
+                to_c, to_d = grad[channel, i + 1, j], grad[channel, i + 1, j + 1]
+                # One target at a time: LLVM checks few arrays for overlap before it gives up.
+                for n in range(best.size):
+                    first = (a[n] == best[n]) | (a[n] != a[n])
+                    to_a[n] = slopes[n] if first else zero
+                for n in range(best.size):
+                    first = (a[n] == best[n]) | (a[n] != a[n])
+                    second = ((b[n] == best[n]) | (b[n] != b[n])) & ~first
+                    to_b[n] = slopes[n] if second else zero
+                for n in range(best.size):
+                    before = (a[n] == best[n]) | (a[n] != a[n]) | (b[n] == best[n]) | (b[n] != b[n])
+                    third = ((c[n] == best[n]) | (c[n] != c[n])) & ~before
+                    to_c[n] = slopes[n] if third else zero
+                for n in range(best.size):
+                    before = (a[n] == best[n]) | (a[n] != a[n]) | (b[n] == best[n]) | (b[n] != b[n])
+                    before |= (c[n] == best[n]) | (c[n] != c[n])
+                    to_d[n] = zero if before else slopes[n]
+
+
 @kernel(_given(4), _given(4), _given(4), _made(4), _made(1), _NUMBERS, _INT, _INT)
 def max_pool_grad(
     x: Any, y: Any, delta: Any, grad: Any, waiting: Any, window: Any, start: int, stop: int

@@ -18,7 +18,7 @@ import numpy as np
 from arraycnn.backends.convolution import ConvolutionPrimitives
 from arraycnn.backends.cpu import CpuBackend
 from arraycnn.backends.cpu_convolution import FLOPS, PARTIAL_SUMS
-from arraycnn.backends.cpu_elementwise import CHUNK, SECONDS
+from arraycnn.backends.cpu_elementwise import CHUNK, SECONDS, is_partition
 from arraycnn.backends.layout import buffer_of
 from arraycnn.backends.normalization import rows_of
 from arraycnn.geometry import Window
@@ -27,7 +27,8 @@ from arraycnn.types import Array, Shape
 VARIABLE = "ARRAYCNN_FAST"
 RUN_LENGTH = 4096  # elements of the output that are computed at a time, at least
 PRODUCT_LENGTH = 1024  # elements that a weight gradient sums up before it goes to memory
-PARTS = 16  # that an operation is cut into, however many threads there are
+PARTS = 16  # that a convolution is cut into at most …
+PART_FLOPS = 2_000_000  # … and multiply-adds that each of them is worth
 
 
 def numba_is_wanted() -> bool:
@@ -101,7 +102,7 @@ class CompiledCpuBackend(CpuBackend):
             add_weight_grad(source, delta, sums[part], groups, numbers, columns, part, parts)
 
         flops = delta.size * math.prod(weight_shape[1:])
-        self.workers.run(add, parts, flops / FLOPS)
+        self.workers.run(add, parts, flops / FLOPS, blas=False)
         for part in range(1, parts):
             sums[0] += sums[part]
         return sums[0].reshape(weight_shape)
@@ -132,7 +133,8 @@ class CompiledCpuBackend(CpuBackend):
         offsets = np.zeros(groups * outputs, np.float32) if bias is None else bias
         rows, runs, kernel, steps = _positions(window, batch, adjoint)
         parts = len(rows) * len(runs)
-        each = -(-parts // PARTS)
+        flops = y.size * math.prod(kernels.shape[2:])
+        each = -(-parts // min(PARTS, 1 + flops // PART_FLOPS))
         correlate = self._kernels.correlate.compiled
 
         def compute(part: int) -> None:
@@ -142,8 +144,7 @@ class CompiledCpuBackend(CpuBackend):
                 relu,
             )  # fmt: skip
 
-        flops = y.size * math.prod(kernels.shape[2:])
-        self.workers.run(compute, -(-parts // each), flops / FLOPS)
+        self.workers.run(compute, -(-parts // each), flops / FLOPS, blas=False)
         return y
 
     def relu_grad(self, y: Array, grad_output: Array) -> Array:
@@ -159,7 +160,7 @@ class CompiledCpuBackend(CpuBackend):
         def select(index: int) -> None:
             compiled(output, source, target, index * CHUNK, min(y.size, (index + 1) * CHUNK))
 
-        self.workers.run(select, -(-y.size // CHUNK), y.size * 3 * SECONDS)
+        self.workers.run(select, -(-y.size // CHUNK), y.size * 3 * SECONDS, blas=False)
         return grad
 
     def max_pool(self, x: Array, window: Window) -> Array:
@@ -167,6 +168,10 @@ class CompiledCpuBackend(CpuBackend):
             return super().max_pool(x, window)
         y = self.empty((*x.shape[:2], *window.output_size), np.float32)
         source, target = _planes(x, window), _planes(y, window)
+        if _is_pairs(window):
+            pairs = self._kernels.max_pool_pairs.compiled
+            self._each_row(lambda *part: pairs(source, target, *part), source, passes=2)
+            return y
         numbers = _numbers(window)
         compiled = self._kernels.max_pool.compiled
         self._each_row(lambda *part: compiled(source, target, numbers, *part), source, passes=2)
@@ -177,6 +182,10 @@ class CompiledCpuBackend(CpuBackend):
             return super().max_pool_grad(x, y, grad_output, window)
         grad = self.empty(x.shape, np.float32)
         arrays = tuple(_planes(a, window) for a in (x, y, grad_output, grad))
+        if _is_pairs(window):
+            pairs = self._kernels.max_pool_pairs_grad.compiled
+            self._each_row(lambda *part: pairs(*arrays, *part), arrays[0], passes=4)
+            return grad
         numbers = _numbers(window)
         compiled = self._kernels.max_pool_grad.compiled
 
@@ -310,6 +319,7 @@ class CompiledCpuBackend(CpuBackend):
             lambda index: function(index * step, min(rows, (index + 1) * step)),
             -(-rows // step),
             buffer.size * passes * SECONDS,
+            blas=False,
         )
 
 
@@ -333,6 +343,11 @@ def _plane_window(window: Window) -> tuple[Shape, Shape, Shape, Shape]:
         one, none = (1,), (0,)
         return one + window.kernel_size, one + window.stride, none + before, one + window.dilation
     return window.kernel_size, window.stride, before, window.dilation
+
+
+def _is_pairs(window: Window) -> bool:
+    """Whether the windows are 2×2 elements side by side."""
+    return window.kernel_size == (2, 2) and is_partition(window)
 
 
 @lru_cache(maxsize=512)
@@ -376,13 +391,13 @@ def _axis(sizes: tuple[int, ...], adjoint: bool) -> tuple[list[tuple[int, int, i
     seen, made, kernel, stride, before, dilation = sizes
     tap_step, place_step = 1, dilation
     if adjoint:
-        tap_step = stride // math.gcd(stride, dilation)
+        tap_step = -(stride // math.gcd(stride, dilation))
         place_step = -(dilation * tap_step // stride)
     table = []
     for position in range(seen if adjoint else made):
         found = []
-        for tap in range(kernel):
-            if adjoint:
+        for tap in range(kernel)[:: -1 if adjoint else 1]:
+            if adjoint:  # from the last tap on, so that what is seen is read forwards
                 place, rest = divmod(position + before - tap * dilation, stride)
                 inside = rest == 0 and 0 <= place < made
             else:

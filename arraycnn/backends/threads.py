@@ -39,31 +39,36 @@ class Workers:
         self._count = count_of("num_threads", count)
         self._pool = None
 
-    def run(self, part: Callable[[int], None], parts: int, seconds: float) -> None:
+    def run(
+        self, part: Callable[[int], None], parts: int, seconds: float, blas: bool = True
+    ) -> None:
         """Call ``part(0)`` … ``part(parts − 1)``, in any order, at once where ``seconds``, a guess
-        at the work in all of them, is worth it."""
-        with _blas.single():
-            helpers = min(self.count, parts) - 1
-            if helpers < 1 or seconds < WORTHWHILE or getattr(self._busy, "inside", False):
-                for index in range(parts):
-                    part(index)
-                return
-            indices = iter(range(parts))  # next() on it is atomic
+        at the work in all of them, is worth it. ``blas`` says whether they call BLAS."""
+        if blas:
+            with _blas.single():
+                self.run(part, parts, seconds, blas=False)
+            return
+        helpers = min(self.count, parts) - 1
+        if helpers < 1 or seconds < WORTHWHILE or getattr(self._busy, "inside", False):
+            for index in range(parts):
+                part(index)
+            return
+        indices = iter(range(parts))  # next() on it is atomic
 
-            def work() -> None:
-                self._busy.inside = True
-                try:
-                    for index in indices:
-                        part(index)
-                finally:
-                    self._busy.inside = False
-
-            futures = [self._submit(work) for _ in range(helpers)]
+        def work() -> None:
+            self._busy.inside = True
             try:
-                work()
+                for index in indices:
+                    part(index)
             finally:
-                for future in futures:
-                    future.result()
+                self._busy.inside = False
+
+        futures = [self._submit(work) for _ in range(helpers)]
+        try:
+            work()
+        finally:
+            for future in futures:
+                future.result()
 
     def _submit(self, work: Callable[[], None]) -> "Future[None]":
         with self._lock:
@@ -83,7 +88,7 @@ class _Blas:
         self._lock = threading.Lock()
         self._inside = 0
         self._libraries: Any = None
-        self._before: list[int] = []
+        self._changed: list[tuple[Any, int]] = []
         os.register_at_fork(after_in_child=self._forget)
 
     @contextmanager
@@ -92,8 +97,12 @@ class _Blas:
             if self._libraries is None:
                 self._libraries = ThreadpoolController().select(user_api="blas").lib_controllers
             if not self._inside:
-                self._before = [library.get_num_threads() for library in self._libraries]
-                self._set([1] * len(self._before))
+                counts = [library.get_num_threads() for library in self._libraries]
+                self._changed = [
+                    (one, n) for one, n in zip(self._libraries, counts, strict=True) if n != 1
+                ]
+                for library, _ in self._changed:
+                    library.set_num_threads(1)
             self._inside += 1
         try:
             yield
@@ -101,7 +110,8 @@ class _Blas:
             with self._lock:
                 self._inside -= 1
                 if not self._inside:
-                    self._set(self._before)
+                    for library, count in self._changed:
+                        library.set_num_threads(count)
 
     def describe(self) -> str:
         """Which BLAS NumPy uses, and for which processor."""
@@ -111,11 +121,6 @@ class _Blas:
             " ".join(filter(None, (i["internal_api"], i["version"], i.get("architecture"))))
             for i in found
         )
-
-    def _set(self, counts: list[int]) -> None:
-        for library, count in zip(self._libraries, counts, strict=True):
-            if library.get_num_threads() != count:
-                library.set_num_threads(count)
 
     def _forget(self) -> None:
         self._lock, self._inside = threading.Lock(), 0

@@ -1,7 +1,10 @@
 """The door of the functional API: which arrays may enter an operation, and on which backend."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
+
+import numpy as np
 
 from arraycnn.backends import Backend, backend_of
 from arraycnn.types import Array
@@ -66,13 +69,18 @@ def moved_in(backend: Backend, name: str, array: Any) -> Array:
 
 def check_dtype(name: str, dtype: Any, dtypes: tuple[str, ...] = REAL) -> None:
     """Refuse a dtype that the operation does not compute in."""
-    if str(dtype) not in dtypes:
+    if dtype not in _dtypes(dtypes):
         remedy = (
             f"convert it, e.g. {name}.astype('float32') / 255 for 8-bit images"
             if dtype.kind in "iub"
             else f"convert it, e.g. {name}.astype('{dtypes[0]}')"
         )
         raise TypeError(f"{name} must be one of {', '.join(dtypes)}, got {dtype}; {remedy}")
+
+
+@lru_cache
+def _dtypes(names: tuple[str, ...]) -> frozenset[Any]:
+    return frozenset(map(np.dtype, names))
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -7,10 +7,11 @@ an extent of d·(k − 1) + 1 positions.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, wraps
 from itertools import product
-from typing import Any, TypeAlias
+from typing import Any, ParamSpec, TypeAlias
 
 from arraycnn.geometry.arguments import Size, ndim_of, sizes_of
 from arraycnn.types import Shape
@@ -175,6 +176,30 @@ def kernel_extent(kernel_size: int, dilation: int) -> int:
     return dilation * (kernel_size - 1) + 1
 
 
+P = ParamSpec("P")
+
+
+def remembered(make: Callable[P, Window]) -> Callable[P, Window]:
+    """Keep the windows that ``make`` returned for plain arguments: the same come at every step."""
+    kept: Any = lru_cache(maxsize=1024, typed=True)(make)
+
+    @wraps(make)
+    def window(*args: P.args, **kwargs: P.kwargs) -> Window:
+        plain = all(map(_is_plain, args)) and all(map(_is_plain, kwargs.values()))
+        made: Window = kept(*args, **kwargs) if plain else make(*args, **kwargs)
+        return made
+
+    return window
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether equality says all about a value; 2.0 in a tuple equals 2, but is no size."""
+    if type(value) is tuple:
+        return all(type(item) is int for item in value)
+    return value is None or type(value) in (int, str, bool)
+
+
+@remembered
 def conv_window(
     input_size: Size,
     kernel_size: Size,
@@ -220,6 +245,7 @@ def conv_window(
     return Window(input_size, kernel_size, stride, pairs, dilation, tuple(output_size))
 
 
+@remembered
 def pool_window(
     input_size: Size,
     kernel_size: Size,
@@ -251,6 +277,7 @@ def pool_window(
     return window
 
 
+@remembered
 def transposed_window(
     input_size: Size,
     kernel_size: Size,

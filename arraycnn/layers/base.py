@@ -251,9 +251,10 @@ class Layer(ABC):
     @property
     def dtype(self) -> Any:
         """The dtype of the parameters; None for a layer without any."""
-        for _, tensor in self.named_tensors():
-            if tensor.dtype.kind == "f":
-                return tensor.dtype
+        for _, layer in self.named_layers():
+            for value in vars(layer).values():
+                if isinstance(value, Tensor) and value.dtype.kind == "f":
+                    return value.dtype
         return None
 
     def config(self) -> dict[str, Any]:
