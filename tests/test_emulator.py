@@ -13,8 +13,6 @@ pytestmark = pytest.mark.skipif(
     launcher.compiler() is None, reason="the emulator needs a C++ compiler (g++)"
 )
 
-ORDERS = (0, 1, 5)
-
 SUM = """
 // The sum of each row: one block a row, through shared memory.
 template <typename T, int THREADS>
@@ -68,7 +66,7 @@ def row_sums(source: str = SUM) -> bool:
 # ---- Kernels ----
 
 
-@pytest.mark.parametrize("order", ORDERS, indirect=True)
+@pytest.mark.parametrize("order", launcher.ORDERS, indirect=True)
 def test_a_kernel_gives_the_same_in_every_order(order: int) -> None:
     assert row_sums()
 
@@ -80,7 +78,7 @@ def test_a_missing_barrier_is_caught(barrier: int) -> None:
     ends[barrier] = ""
     broken = "".join(part + end for part, end in zip(parts, ends, strict=True))
     right = []
-    for order in ORDERS:
+    for order in launcher.ORDERS:
         launcher.configure(order=order)
         right.append(row_sums(broken))
     launcher.configure(order=0)
@@ -191,7 +189,7 @@ DIVERGENT = {
 }
 
 
-@pytest.mark.parametrize("order", ORDERS, indirect=True)
+@pytest.mark.parametrize("order", launcher.ORDERS, indirect=True)
 @pytest.mark.parametrize("case", DIVERGENT)
 def test_divergence_at_a_barrier_is_an_error(case: str, order: int) -> None:
     source = "".join(

@@ -25,7 +25,6 @@ pytestmark = pytest.mark.skipif(
 TOLERANCE = {"float16": 1e-2, "float32": 1e-5, "float64": 1e-13}
 TF32_TOLERANCE = 3e-3  # factors rounded to 10 bits of mantissa
 
-# Kernels take the first two; the others are plain CuPy, and with complex numbers all of them.
 CAPTURED = [name for name in CALLS if name not in ("erf", "padded", "unpadded", "batch_last")]
 
 
@@ -41,6 +40,11 @@ def rounded(argument: Any, dtype: str) -> Any:
     if isinstance(argument, np.ndarray) and argument.dtype.kind == "f":
         return argument.astype(dtype).astype(np.float64)
     return argument
+
+
+def is_empty(arguments: tuple[Any, ...]) -> bool:
+    arrays = [getattr(argument, "array", argument) for argument in arguments]
+    return any(isinstance(array, np.ndarray) and not array.size for array in arrays)
 
 
 def captured(cuda: Any, work: Callable[[], Any]) -> Any:
@@ -99,7 +103,8 @@ def test_halves_are_stored_and_floats_computed(name: str, cuda: Backend) -> None
 @pytest.mark.parametrize("name", CAPTURED)
 def test_a_graph_computes_the_same(name: str, dtype: str, cuda: Backend) -> None:
     for arguments in CALLS[name]:
-        check(cuda, name, arguments, dtype, graph=True)
+        if not is_empty(arguments):  # no step of a training is
+            check(cuda, name, arguments, dtype, graph=True)
 
 
 # ---- Tiles of the implicit GEMM ----

@@ -195,11 +195,12 @@ static void wait_here() {
   now.rank = fiber->rank;
 }
 
-// Waits for the others; the last to come wakes all, in the order in which they came.
+// Waits for the others; the last to come wakes all, in the order in which they came. They are the
+// next to run, so that one warp goes as far as it can before another one follows.
 static void meet_others(std::vector<Fiber*>& waiting, bool is_last) {
   waiting.push_back(now.running);
   if (is_last) {
-    now.ready.insert(now.ready.end(), waiting.begin(), waiting.end());
+    now.ready.insert(now.ready.begin(), waiting.begin(), waiting.end());
     waiting.clear();
   }
   wait_here();

@@ -9,6 +9,7 @@ Blocks run one after the other, so a race *between* blocks shows only where the 
 matters; see `Setting.order`.
 """
 
+import atexit
 import ctypes
 import hashlib
 import os
@@ -16,6 +17,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,10 +32,22 @@ MAX_BLOCK = (1024, 1024, 64)
 MAX_GRID = (2**31 - 1, 65535, 65535)
 SHARED_LIMIT = 48 << 10  # bytes of a block, unless the kernel asks for more
 FLAGS = ("-std=c++17", "-fPIC", "-shared", "-w", "-ftrivial-auto-var-init=pattern")
-SANITIZE = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZE = ("-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+ORDERS = (0, 1, 5)  # of blocks and threads that tests try: forward, reversed, shuffled
 
 launched: set[str] = set()
 """Names of all kernels that this process has launched."""
+
+
+_one_at_a_time = threading.Lock()
+
+
+@atexit.register
+def _list_launched() -> None:
+    """Write the names of the kernels that were launched to the file EMULATOR_LAUNCHED."""
+    if file := os.environ.get("EMULATOR_LAUNCHED"):
+        Path(file).write_text("".join(f"{name}\n" for name in sorted(launched)))
 
 
 class CompileError(RuntimeError):
@@ -251,9 +265,10 @@ class Kernel:
         ]  # fmt: skip
         grid_array, block_array = ((ctypes.c_uint * 3)(*size) for size in sizes)
         launched.add(self.name)
-        error = launch(
-            grid_array, block_array, shared_mem, self.shared_limit, setting.order, pointers
-        )
+        with _one_at_a_time:
+            error = launch(
+                grid_array, block_array, shared_mem, self.shared_limit, setting.order, pointers
+            )
         if error:
             raise LaunchError(f"{self.name}: {error.decode()}")
 

@@ -340,9 +340,12 @@ def apply(
         options["out"] = host(out)
 
     def compute() -> Any:
-        with np.errstate(all="ignore"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            return function(*host_args, **options)
+        with np.errstate(all="ignore"):
+            if all(operand.size for operand in operands):
+                return function(*host_args, **options)
+            with warnings.catch_warnings():  # NumPy's, of empty slices
+                warnings.simplefilter("ignore", RuntimeWarning)
+                return function(*host_args, **options)
 
     if out is not None or writes:
         _state.perform(compute, memories)
@@ -388,6 +391,7 @@ def view_or_new(result: Any, *operands: ndarray) -> ndarray:
 def from_host(x: Any, dtype: Any = None, order: str | None = "K") -> ndarray:
     """A NumPy array or nested numbers, copied to the device."""
     array = np.asarray(x, dtype)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     _supported(array.dtype)
     _state.host_waits()
     new = like(np.array(array, order=order or "K"), keep_order=True)

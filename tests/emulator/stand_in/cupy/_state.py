@@ -11,8 +11,7 @@ import numpy as np
 
 DEVICE_MEMORY = 16 << 30  # bytes that each emulated device claims to have
 ALIGNMENT = 512  # of every allocation, and the unit that pools round sizes up to
-POISON = 0xFF  # fresh memory: NaN in every float type
-GUARD_VALUE = 0xA5
+POISON = 0xFF  # fresh memory and what surrounds it: NaN in every float type
 
 STATUS = {
     1: "cudaErrorInvalidValue: invalid argument",
@@ -84,7 +83,7 @@ class Memory:
                 self._whole[self._start + nbytes : self._start + nbytes + ALIGNMENT // 2],
             )
             for guard in self._guards:
-                guard.fill(GUARD_VALUE)
+                guard.fill(POISON)
         self.bytes = self._whole[self._start : self._start + nbytes]
         self.bytes.fill(POISON)
         self.address = self._whole.ctypes.data + self._start
@@ -92,8 +91,8 @@ class Memory:
     def check(self) -> None:
         """Raise where something was written around the block."""
         for name, guard in zip(("before", "behind"), getattr(self, "_guards", ()), strict=False):
-            if (guard != GUARD_VALUE).any():
-                guard.fill(GUARD_VALUE)
+            if (guard != POISON).any():
+                guard.fill(POISON)
                 raise EmulatorError(f"written {name} an array of {self.nbytes} bytes")
 
     def holds(self, array: np.ndarray) -> bool:
