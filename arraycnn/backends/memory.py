@@ -7,6 +7,7 @@ and when the last of them is gone the block returns. What anyone still refers to
 """
 
 import math
+import os
 import threading
 from typing import Any
 
@@ -26,7 +27,8 @@ class BlockPool:
         self.capacity = capacity
         self._free: dict[int, list[Array]] = {}
         self._kept = 0
-        self._lock = threading.Lock()
+        self._forget()
+        os.register_at_fork(after_in_child=self._forget)
 
     def empty(self, shape: Shape, dtype: Any) -> Array:
         """An uninitialised C-contiguous array."""
@@ -46,6 +48,13 @@ class BlockPool:
         raw = np.empty(size + ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % ALIGNMENT
         return raw[start : start + size]
+
+    def _forget(self) -> None:
+        """Make the lock anew: in a forked child another thread's hold on it would never end.
+
+        It is reentrant because the garbage collector may end a lease while it is held.
+        """
+        self._lock = threading.RLock()
 
     def give_back(self, block: Array) -> None:
         """Take a block that nobody refers to any more; dropped where there is no room for it."""

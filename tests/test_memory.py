@@ -1,0 +1,171 @@
+"""Recycled memory: reused when nobody refers to it, never before."""
+
+import gc
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from arraycnn.backends.memory import ALIGNMENT, GRAIN, SMALLEST, BlockPool, Scratch
+
+LARGE = SMALLEST  # bytes from which on memory is recycled
+
+
+def address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+@pytest.fixture
+def pool() -> BlockPool:
+    return BlockPool(16 * LARGE)
+
+
+class TestBlocks:
+    def test_are_arrays_like_those_of_numpy(self, pool: BlockPool) -> None:
+        for shape, dtype in (((3, 5), "float32"), ((300, 500), "float64"), ((LARGE,), bool)):
+            array = pool.empty(shape, dtype)
+            assert type(array) is np.ndarray
+            assert array.shape == shape
+            assert array.dtype == dtype
+            assert array.flags.c_contiguous
+            assert array.flags.writeable
+
+    def test_without_elements(self, pool: BlockPool) -> None:
+        assert pool.empty((0, 7), np.float32).shape == (0, 7)
+        assert pool.empty((), np.float32).shape == ()
+
+    def test_large_ones_are_aligned_to_cache_lines(self, pool: BlockPool) -> None:
+        assert address(pool.empty((LARGE,), np.uint8)) % ALIGNMENT == 0
+
+    def test_memory_comes_back_when_the_array_is_dropped(self, pool: BlockPool) -> None:
+        first = pool.empty((LARGE // 4,), np.float32)
+        place = address(first)
+        del first
+        assert address(pool.empty((1, LARGE // 8), np.float64)) == place
+
+    def test_sizes_within_a_grain_share_blocks(self, pool: BlockPool) -> None:
+        place = address(pool.empty((LARGE + 1,), np.uint8))
+        assert address(pool.empty((LARGE + GRAIN,), np.uint8)) == place
+
+    def test_two_that_live_are_apart(self, pool: BlockPool) -> None:
+        first, second = (pool.empty((LARGE,), np.uint8) for _ in range(2))
+        assert not np.shares_memory(first, second)
+
+    def test_no_more_than_the_capacity_is_kept(self) -> None:
+        pool = BlockPool(2 * LARGE)
+        blocks = [pool.empty((LARGE,), np.uint8) for _ in range(5)]
+        del blocks
+        assert sum(len(kept) for kept in pool._free.values()) == 2
+
+
+VIEWS = {
+    "slice": lambda x: x[100:200],
+    "reversed": lambda x: x[::-3],
+    "reshaped": lambda x: x.reshape(2, -1).T,
+    "other dtype": lambda x: x.view(np.int32),
+    "view of a view": lambda x: x[10:].reshape(2, -1)[1, 5:],
+    "ndarray from its memoryview": lambda x: np.asarray(memoryview(x)),
+    "frombuffer": lambda x: np.frombuffer(x, np.float32, 100, 64),
+    "asarray of its interface": lambda x: np.asarray(x.view(np.recarray)),
+    "broadcast": lambda x: np.broadcast_to(x, (2, x.size)),
+    "strided": lambda x: np.lib.stride_tricks.sliding_window_view(x, 5),
+}
+
+
+class TestWhatIsStillReferredTo:
+    @pytest.mark.parametrize("name", VIEWS)
+    def test_keeps_its_contents(self, name: str, pool: BlockPool) -> None:
+        array = pool.empty((LARGE // 4,), np.float32)
+        array[...] = np.arange(array.size)
+        view = VIEWS[name](array)
+        before = view.copy()
+        del array
+        for _ in range(3):
+            pool.empty((LARGE // 4,), np.float32)[...] = -1
+        np.testing.assert_array_equal(view, before)
+
+    def test_a_memoryview_keeps_its_contents(self, pool: BlockPool) -> None:
+        array = pool.empty((LARGE,), np.uint8)
+        array[...] = 7
+        view = memoryview(array)
+        del array
+        pool.empty((LARGE,), np.uint8)[...] = 1
+        assert set(view[:1000]) == {7}
+
+    def test_a_cycle_gives_its_memory_back_when_it_is_collected(self, pool: BlockPool) -> None:
+        cycle: list[object] = [pool.empty((LARGE,), np.uint8)]
+        cycle.append(cycle)
+        del cycle
+        gc.collect()
+        assert pool._kept == LARGE
+
+    def test_collecting_garbage_while_giving_back_does_not_wait_for_itself(
+        self, pool: BlockPool
+    ) -> None:
+        block = pool.empty((LARGE,), np.uint8)
+        done = threading.Event()
+
+        def drop() -> None:
+            nonlocal block
+            with pool._lock:  # as if the collector had run in the middle of giving back
+                block = None
+            done.set()
+
+        threading.Thread(target=drop, daemon=True).start()
+        assert done.wait(10)
+
+
+def test_threads_never_get_the_same_block(pool: BlockPool) -> None:
+    wrong = []
+
+    def work(number: int) -> None:
+        for _ in range(300):
+            array = pool.empty((LARGE // 4,), np.float32)
+            array[::1000] = number
+            if (array[::1000] != number).any():
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+class TestScratch:
+    def test_is_the_same_memory_for_the_same_name(self) -> None:
+        scratch = Scratch()
+        first = scratch("a", (100,), np.float32)
+        assert address(scratch("a", (5, 10), np.float64)) == address(first)
+        assert not np.shares_memory(first, scratch("b", (100,), np.float32))
+
+    def test_grows(self) -> None:
+        scratch = Scratch()
+        scratch("a", (10,), np.float32)
+        assert scratch("a", (1000,), np.float32).shape == (1000,)
+
+    def test_belongs_to_one_thread(self) -> None:
+        scratch = Scratch()
+        mine = scratch("a", (100,), np.float32)
+        others = []
+        thread = threading.Thread(target=lambda: others.append(scratch("a", (100,), np.float32)))
+        thread.start()
+        thread.join()
+        assert not np.shares_memory(mine, others[0])
+
+
+def test_arrays_may_outlive_the_interpreter() -> None:
+    code = (
+        "import numpy as np, arraycnn as ac\n"
+        "model = ac.models.lenet5(seed=0)\n"
+        "kept = model.forward(np.ones((256, 1, 28, 28), np.float32))\n"
+        "class Late:\n"
+        "    def __init__(self): self.kept = kept; self.me = self\n"
+        "late = Late()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "Error" not in done.stderr
