@@ -6,7 +6,15 @@ class BackendUnavailableError(RuntimeError):
 
 
 class DeviceMemoryError(MemoryError):
-    """A device has too little memory; the message names the bytes needed and what to lower."""
+    """A device has too little memory; the message names the bytes needed and what to lower.
+
+    Attributes:
+        reason: what the allocator said.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class GraphCaptureError(RuntimeError):

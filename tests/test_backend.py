@@ -264,6 +264,7 @@ def other_calls(batch: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
         yield "scale_shift", (BatchLast(x), scale, shift)
         yield "scale_shift", (BatchLast(x), scale, shift, True)
         for lay in (BatchLast, np.asarray):
+            yield "add", (lay(x), lay(delta))
             yield "relu", (lay(x),)
             yield "relu_grad", (lay(np.maximum(x, 0)), lay(delta))
             yield "dropout", (lay(x), 0.3, 5, 2)

@@ -22,41 +22,40 @@ from arraycnn.backends.kernels import Kernels
 from arraycnn.errors import BackendUnavailableError, DeviceMemoryError
 from arraycnn.types import Array
 
-CUDA, CUDA_HOST, CUDA_MANAGED = 2, 3, 13  # DLPack's device types
+CUDA, CUDA_MANAGED = 2, 13  # DLPack's device types
 TF32_CAPABILITY = 80  # compute capability 8.0
 
 T = TypeVar("T", bound=type)
 
 
-def explains_lack_of_memory(cls: T) -> T:
-    """Make every public primitive of a backend raise `DeviceMemoryError` for CuPy's own error."""
+def guarded(cls: T) -> T:
+    """Make every public primitive of a backend explain a wrong device and a lack of memory."""
     for name in dir(cls):
         method = getattr(cls, name)
-        if not name.startswith("_") and callable(method) and name not in _WITHOUT_ARRAYS:
-            setattr(cls, name, _explained(name, method))
+        if not name.startswith("_") and callable(method) and name not in _UNGUARDED:
+            setattr(cls, name, _guarded(name, method))
     return cls
 
 
-_WITHOUT_ARRAYS = ("captured_keys", "describe", "own_products", "owns", "synchronize")
+_UNGUARDED = ("captured_keys", "describe", "own_products", "owns", "synchronize", "to_numpy")
 
 
-def _explained(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+def _guarded(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
-    def explained(self: "CudaBackend", *args: Any, **kwargs: Any) -> Any:
+    def guarded_method(self: "CudaBackend", *args: Any, **kwargs: Any) -> Any:
+        self._check_current(name)
         try:
             return method(self, *args, **kwargs)
-        except DeviceMemoryError:
-            raise
         except MemoryError as error:
-            reason = str(error)
+            reason = getattr(error, "reason", str(error))
         # Outside of the except clause, whose traceback would keep the arrays of the frames alive.
         self.xp.get_default_memory_pool().free_all_blocks()
-        raise DeviceMemoryError(self._lack_of_memory(name, args, reason))
+        raise DeviceMemoryError(self._lack_of_memory(name, args, reason), reason)
 
-    return explained
+    return guarded_method
 
 
-@explains_lack_of_memory
+@guarded
 class CudaBackend(CudaConvolution, CudaPooling, CudaLosses, CudaPointwise, CudaUpdates, Backend):
     """CuPy arrays on one CUDA device.
 
@@ -75,7 +74,7 @@ class CudaBackend(CudaConvolution, CudaPooling, CudaLosses, CudaPointwise, CudaU
         cupy = working_cupy()
         super().__init__(f"cuda:{device}", cupy, workspace_limit=1 << 30)
         self.device = cupy.cuda.Device(device)
-        self.kernels = Kernels(cupy, device, STRUCTS)
+        self.kernels = Kernels(cupy, STRUCTS)
         self.processors = int(self.device.attributes["MultiProcessorCount"])
         self._tf32 = False
         self._own_products = False
@@ -111,17 +110,16 @@ class CudaBackend(CudaConvolution, CudaPooling, CudaLosses, CudaPointwise, CudaU
             if kind in (CUDA, CUDA_MANAGED):
                 self._check_device(int(device))
                 x = self.xp.from_dlpack(x)
-            elif kind != CUDA_HOST:
+            else:
                 x = np.from_dlpack(x)
-        with self._current():
-            return self.xp.asarray(x, dtype)
+        return self.xp.asarray(x, dtype)
 
     def to_numpy(self, x: Array) -> Array:
         return self.xp.asnumpy(x)
 
     def synchronize(self) -> None:
         """Wait for the current stream of this device."""
-        with self._current():
+        with self.device:
             self.xp.cuda.get_current_stream().synchronize()
 
     def describe(self) -> str:
@@ -158,16 +156,21 @@ class CudaBackend(CudaConvolution, CudaPooling, CudaLosses, CudaPointwise, CudaU
             self._keys[seed, counter] = self.xp.empty(1, np.uint64)
         return self._keys[seed, counter]
 
-    def _current(self) -> contextlib.AbstractContextManager[Any]:
-        """This device as the current one, for as long as the context lasts."""
-        context: contextlib.AbstractContextManager[Any] = self.device
-        return context
-
     def _check_device(self, index: int) -> None:
         if index != self.device.id:
             raise ValueError(
-                f"an array is on cuda:{index}, but this works on {self.name}; move it, e.g. with "
-                f"cupy.cuda.Device({self.device.id}) current: cupy.asarray(x)"
+                f"an array is on cuda:{index}, but this works on {self.name}; move it first: "
+                f"`with cupy.cuda.Device({self.device.id}): x = cupy.asarray(x)`"
+            )
+
+    def _check_current(self, operation: str) -> None:
+        """CuPy allocates and launches on the current device, wherever the arrays are."""
+        current = self.xp.cuda.runtime.getDevice()
+        if current != self.device.id:
+            raise ValueError(
+                f"{operation} is to work on {self.name}, but CuPy's current device is "
+                f"cuda:{current}; work inside `with cupy.cuda.Device({self.device.id}):`, or call "
+                f"get_backend({self.name!r}) first"
             )
 
     def _lack_of_memory(self, operation: str, args: tuple[Any, ...], reason: str) -> str:

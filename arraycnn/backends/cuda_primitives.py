@@ -164,6 +164,11 @@ class CudaNormalization(Launching, NormalizationPrimitives):
 class CudaPointwise(Launching, PointwisePrimitives):
     """Element-wise kernels over arrays that lie in memory without gaps."""
 
+    def add(self, a: Array, b: Array) -> Array:
+        if a.ndim > 1 and all(buffer_of(x).flags.c_contiguous for x in (a, b)):
+            return batch_view(super().add(buffer_of(a), buffer_of(b)))
+        return super().add(a, b)
+
     def relu(self, x: Array) -> Array:
         if x.ndim > 1 and buffer_of(x).flags.c_contiguous:  # CuPy's functions return C order
             return batch_view(super().relu(buffer_of(x)))

@@ -13,6 +13,10 @@ from arraycnn.types import Array
 class PointwisePrimitives(Layout):
     """Element-wise primitives and dense products; arrays of any memory order."""
 
+    def add(self, a: Array, b: Array) -> Array:
+        """a + b, of the same shape."""
+        return a + b
+
     def relu(self, x: Array) -> Array:
         """max(x, 0)."""
         return self.xp.maximum(x, 0)

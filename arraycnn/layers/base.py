@@ -285,9 +285,10 @@ class Layer(ABC):
             TypeError: not a float array, or not of the parameters' dtype.
             ValueError: an array of another device.
         """
-        backend = self.backend or owner_of("x", x)
+        owner = owner_of("x", x)
+        check_dtype("x", x.dtype, DTYPES)  # before it moves: CuPy would convert a byte order
+        backend = self.backend or owner
         x = moved_in(backend, "x", x)
-        check_dtype("x", x.dtype, DTYPES)
         dtype = self.dtype
         if dtype is not None and x.dtype != dtype:
             raise TypeError(

@@ -143,11 +143,11 @@ class Residual(Layer):
         y, body_backward = self.body.forward(x)
         branches = [(self.body, body_backward)]
         if self.shortcut is None:
-            y = y + x
+            y = backend.add(y, x)
         else:
             z, shortcut_backward = self.shortcut.forward(x)
             branches.append((self.shortcut, shortcut_backward))
-            y = y + z
+            y = backend.add(y, z)
 
         def backward(grad_y: Array, *, input_grad: bool = True) -> Array | None:
             delta = backend.batch_last(receive_grad(backend, grad_y, y))
@@ -157,7 +157,7 @@ class Residual(Layer):
                         branch(delta, input_grad=False)
                 return None
             grads = [branch(delta) for _, branch in branches]
-            return grads[0] + (grads[1] if len(grads) > 1 else delta)
+            return backend.add(grads[0], grads[1] if len(grads) > 1 else delta)
 
         return y, backward
 
@@ -165,7 +165,7 @@ class Residual(Layer):
         backend, x = self.receive(x)
         self._check(x.shape)
         x = backend.batch_last(x)
-        return self.body(x) + (x if self.shortcut is None else self.shortcut(x))
+        return backend.add(self.body(x), x if self.shortcut is None else self.shortcut(x))
 
     def leaves(self, input_shape: Shape) -> Iterator[tuple[str, Layer, Shape]]:
         for name, layer in self.children():

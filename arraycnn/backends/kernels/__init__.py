@@ -55,18 +55,17 @@ def instantiations() -> dict[str, tuple[str, ...]]:
 
 
 class Kernels:
-    """The kernels of one device, each compiled when it is first needed.
+    """The kernels, each compiled when it is first needed, for the device that is current then.
 
     Instances of one file with the same template arguments are compiled together, once per process;
     CuPy keeps the binaries on disk for the next.
 
     Args:
-        cupy: the module. device: its index. structs: the dtypes of the structs passed by value.
+        cupy: the module. structs: the dtypes of the structs passed by value, by their CUDA names.
     """
 
-    def __init__(self, cupy: Any, device: int, structs: dict[str, np.dtype[Any]]) -> None:
+    def __init__(self, cupy: Any, structs: dict[str, np.dtype[Any]]) -> None:
         self._cupy = cupy
-        self._device = device
         self._structs = structs
         self._ready: dict[str, tuple[Any, list[Callable[[Any], Any]]]] = {}
 
@@ -79,15 +78,9 @@ class Kernels:
                 NumPy arrays of one element for structs.
 
         Raises:
-            ValueError: another device is current, or a size is beyond what CUDA takes.
+            ValueError: a size is beyond what CUDA takes.
             TypeError: an argument does not fit the kernel's signature.
         """
-        current = self._cupy.cuda.runtime.getDevice()
-        if current != self._device:
-            raise ValueError(
-                f"the arrays are on cuda:{self._device}, but CuPy's current device is "
-                f"cuda:{current}; work inside `with cupy.cuda.Device({self._device}):`"
-            )
         function, converters = self._ready.get(instance) or self._load(instance)
         if 0 in grid:
             return
