@@ -259,7 +259,9 @@ def global_avg_pool(x: Array) -> Array:
     """
     backend = enter(x=x)
     positions = _positions("x", x.shape)
-    return backend.plane_sum(backend.batch_last(x)) * x.dtype.type(1 / positions)
+    y = backend.plane_sum(backend.batch_last(x))
+    y *= x.dtype.type(1 / positions)
+    return y
 
 
 def global_avg_pool_grad(input_shape: Shape, grad_output: Array) -> Array:

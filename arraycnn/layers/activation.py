@@ -2,7 +2,7 @@
 
 from arraycnn import functional as F
 from arraycnn.functional._arguments import check_choice
-from arraycnn.functional.activation import GELU_APPROXIMATIONS
+from arraycnn.functional.activation import GELU_APPROXIMATIONS, keeps_memory_order
 from arraycnn.layers.base import Backward, Layer, receive_grad
 from arraycnn.scalars import any_real
 from arraycnn.types import Array, Shape
@@ -73,13 +73,24 @@ class GELU(Activation):
         return y, lambda grad_y: F.gelu_grad(x, receive_grad(backend, grad_y, y), kind)
 
 
+@keeps_memory_order
+def _sigmoid_slope(y: Array, delta: Array) -> Array:
+    return delta * y * (1 - y)
+
+
+@keeps_memory_order
+def tanh_slope(y: Array, delta: Array) -> Array:
+    """The derivative of tanh where its value is y, times delta."""
+    return delta * (1 - y * y)
+
+
 class Sigmoid(Activation):
     """1 / (1 + e⁻ˣ)."""
 
     def forward(self, x: Array) -> tuple[Array, Backward]:
         backend, x = self.receive(x)
         y = F.sigmoid(x)
-        return y, lambda grad_y: receive_grad(backend, grad_y, y) * y * (1 - y)
+        return y, lambda grad_y: _sigmoid_slope(y, receive_grad(backend, grad_y, y))
 
 
 class Tanh(Activation):
@@ -88,7 +99,7 @@ class Tanh(Activation):
     def forward(self, x: Array) -> tuple[Array, Backward]:
         backend, x = self.receive(x)
         y = F.tanh(x)
-        return y, lambda grad_y: receive_grad(backend, grad_y, y) * (1 - y * y)
+        return y, lambda grad_y: tanh_slope(y, receive_grad(backend, grad_y, y))
 
 
 class Softplus(Activation):
@@ -109,6 +120,11 @@ class Softmax(Activation):
 
         def backward(grad_y: Array) -> Array:
             delta = receive_grad(backend, grad_y, y)
-            return y * (delta - (delta * y).sum(axis=1, keepdims=True))
+            xp = backend.xp
+            grad = xp.subtract(
+                delta, (delta * y).sum(axis=1, keepdims=True), out=xp.empty_like(delta)
+            )
+            grad *= y
+            return grad
 
         return y, backward

@@ -6,10 +6,13 @@ the border is filled with the background's value, and the squashing function is 
 """
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
+from arraycnn import functional as F
 from arraycnn.backends import Backend, BackendLike, get_backend
+from arraycnn.functional.activation import keeps_memory_order
 from arraycnn.geometry import (
     Padding,
     Size,
@@ -25,7 +28,7 @@ from arraycnn.geometry import (
     sizes_of,
 )
 from arraycnn.init import check_init, initial_weight
-from arraycnn.layers.activation import Activation
+from arraycnn.layers.activation import Activation, tanh_slope
 from arraycnn.layers.base import Backward, Layer, Parameter, float_dtype, receive_grad
 from arraycnn.random import seed_of
 from arraycnn.scalars import any_real
@@ -178,7 +181,7 @@ class UnitBias(Layer):
         backend, x = self.receive(x)
         self.output_shape(x.shape)
         bias = self.bias
-        y = x + bias.data
+        y = backend.xp.add(x, bias.data, out=backend.xp.empty_like(x))  # in the order of x
 
         def backward(grad_y: Array, *, input_grad: bool = True) -> Array | None:
             delta = receive_grad(backend, grad_y, y)
@@ -202,9 +205,13 @@ class ScaledTanh(Activation):
 
     def forward(self, x: Array) -> tuple[Array, Backward]:
         backend, x = self.receive(x)
-        t = backend.xp.tanh(self.SLOPE * x)
+        t = F.tanh(_scaled(x, self.SLOPE))
         factor = self.AMPLITUDE * self.SLOPE
-        return (
-            self.AMPLITUDE * t,
-            lambda grad_y: receive_grad(backend, grad_y, t) * factor * (1 - t * t),
-        )
+
+        def backward(grad_y: Array) -> Array:
+            return _scaled(tanh_slope(t, receive_grad(backend, grad_y, t)), factor)
+
+        return _scaled(t, self.AMPLITUDE), backward
+
+
+_scaled = keeps_memory_order(operator.mul)
