@@ -33,12 +33,19 @@ def keeps_memory_order(function: T) -> T:
         arrays = (x, *(arg for arg in args if hasattr(arg, "strides")))
         if not all(getattr(a, "shape", ()) == getattr(x, "shape", None) for a in arrays):
             return function(x, *args, **options)  # which explains what is wrong
-        if x.ndim < 2 or not all(buffer_of(a).flags.c_contiguous for a in arrays):
+        if x.ndim < 2 or not all(map(_is_batch_last, arrays)):
             return function(x, *args, **options)
         buffers = (buffer_of(arg) if hasattr(arg, "strides") else arg for arg in args)
         return batch_view(function(buffer_of(x), *buffers, **options))
 
     return ordered  # type: ignore[return-value]
+
+
+def _is_batch_last(x: Array) -> bool:
+    """Whether memory runs in the order (C, *S, N), gaps or not."""
+    buffer = buffer_of(x)
+    strides = [step for step, size in zip(buffer.strides, buffer.shape, strict=True) if size > 1]
+    return strides == sorted(strides, reverse=True)
 
 
 def relu(x: Array) -> Array:
