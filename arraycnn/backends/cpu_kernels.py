@@ -293,6 +293,13 @@ def batch_norm_grad(
             target[i] = slopes[i] * factor + ((seen[i] - middle) * slope + offset)
 
 
+@kernel(_given(1), _made(1), _INT, _INT)
+def relu(x: Any, y: Any, start: int, stop: int) -> None:
+    source, target = x[start:stop], y[start:stop]
+    for i in range(target.size):
+        target[i] = float32(0) if source[i] < float32(0) else source[i]
+
+
 @kernel(_given(1), _given(1), _made(1), _INT, _INT)
 def relu_grad(y: Any, delta: Any, grad: Any, start: int, stop: int) -> None:
     output, source, target = y[start:stop], delta[start:stop], grad[start:stop]

@@ -147,20 +147,25 @@ class CompiledCpuBackend(CpuBackend):
         self.workers.run(compute, -(-parts // each), flops / FLOPS, blas=False)
         return y
 
+    def relu(self, x: Array) -> Array:
+        if x.dtype != np.float32 or not x.size or self._kernels is None:
+            return super().relu(x)
+        x = self.batch_last(x)
+        y = self.empty(x.shape, np.float32)
+        source, target = (buffer_of(a).reshape(-1) for a in (x, y))
+        compiled = self._kernels.relu.compiled
+        self._each_run(lambda *part: compiled(source, target, *part), x.size, passes=2)
+        return y
+
     def relu_grad(self, y: Array, grad_output: Array) -> Array:
-        if y.dtype != np.float32 or grad_output.dtype != np.float32 or not y.size:
-            return super().relu_grad(y, grad_output)
-        if self._kernels is None:
+        floats = y.dtype == np.float32 and grad_output.dtype == np.float32
+        if not floats or not y.size or self._kernels is None:
             return super().relu_grad(y, grad_output)
         y, grad_output = self.batch_last(y), self.batch_last(grad_output)
         grad = self.empty(y.shape, np.float32)
         output, source, target = (buffer_of(a).reshape(-1) for a in (y, grad_output, grad))
         compiled = self._kernels.relu_grad.compiled
-
-        def select(index: int) -> None:
-            compiled(output, source, target, index * CHUNK, min(y.size, (index + 1) * CHUNK))
-
-        self.workers.run(select, -(-y.size // CHUNK), y.size * 3 * SECONDS, blas=False)
+        self._each_run(lambda *part: compiled(output, source, target, *part), y.size, passes=3)
         return grad
 
     def max_pool(self, x: Array, window: Window) -> Array:
@@ -309,6 +314,15 @@ class CompiledCpuBackend(CpuBackend):
         return (
             all(a.dtype == np.float32 and a.flags.c_contiguous for a in arrays)
             and self._kernels is not None
+        )
+
+    def _each_run(self, function: Callable[..., None], size: int, passes: int) -> None:
+        """Call ``function`` for start and stop of runs of ``size`` elements."""
+        self.workers.run(
+            lambda index: function(index * CHUNK, min(size, (index + 1) * CHUNK)),
+            -(-size // CHUNK),
+            size * passes * SECONDS,
+            blas=False,
         )
 
     def _each_row(self, function: Callable[..., None], buffer: Array, passes: int) -> None:
