@@ -99,6 +99,11 @@ def test_halves_are_stored_and_floats_computed(name: str, cuda: Backend) -> None
         check(cuda, name, arguments, "float16")
 
 
+def test_bias_and_relu_follow_cublas(cuda: Backend) -> None:
+    for arguments in CALLS["dense"]:
+        check(cuda, "dense", arguments, "float32")
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("name", CAPTURED)
 def test_a_graph_computes_the_same(name: str, dtype: str, cuda: Backend) -> None:
