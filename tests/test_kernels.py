@@ -12,8 +12,9 @@ import emulator
 import numpy as np
 import pytest
 import test_backend
+from emulator import launcher
 from numerics import assert_close, put
-from test_backend import CALLS, BatchLast, ReferenceBackend
+from test_backend import BatchLast, ReferenceBackend
 
 from arraycnn.backends import Backend, get_backend
 from arraycnn.geometry import conv_window
@@ -22,6 +23,21 @@ pytestmark = pytest.mark.skipif(
     emulator.activate() is None, reason="needs a CUDA device, or a C++ compiler for the emulator"
 )
 
+LARGE = 100_000  # elements; convolutions of that size take sanitizers minutes and show nothing new
+
+
+def size_of(arguments: tuple[Any, ...]) -> int:
+    return max(np.size(getattr(argument, "array", argument)) for argument in arguments)
+
+
+CALLS = {
+    name: [
+        arguments
+        for arguments in calls
+        if not (launcher.setting.sanitize and "conv" in name and size_of(arguments) > LARGE)
+    ]
+    for name, calls in test_backend.CALLS.items()
+}
 TOLERANCE = {"float16": 1e-2, "float32": 1e-5, "float64": 1e-13}
 TF32_TOLERANCE = 3e-3  # factors rounded to 10 bits of mantissa
 
