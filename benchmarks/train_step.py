@@ -7,7 +7,8 @@ take its turn, so that drifts of a noisy machine meet all alike. The ratio of a 
 PyTorch's in the same round; quoted are the median and the quartiles of the rounds. arraycnn is
 measured with NumPy alone and, where Numba is installed, with it. PyTorch is measured if it is
 installed, in its default and in the channels_last memory format, with --compile also through
-torch.compile. Peak memory is what a fresh process gains by five training steps.
+torch.compile. Peak memory is what five training steps add
+to a process that has run one with a single image.
 
 On a machine that others use too, wall times say little: --processor-time measures one thread's
 processor time instead.
@@ -21,6 +22,7 @@ import platform
 import statistics
 import sys
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -118,17 +120,20 @@ def serve(pipe: Any, engine: str, index: int, kind: str, threads: int, clock: st
         pipe.send((now() - start) / repeats)
 
 
-def make_step(engine: str, index: int, kind: str, threads: int) -> Any:
+def make_step(engine: str, index: int, kind: str, threads: int, batch: int | None = None) -> Any:
     from workloads import WORKLOADS, arraycnn_steps, torch_steps
 
+    workload = WORKLOADS[index]
+    if batch is not None:
+        workload = replace(workload, batch=batch)
     if engine in OURS:
         os.environ["ARRAYCNN_FAST"] = OURS[engine]
-        steps = arraycnn_steps(WORKLOADS[index])
+        steps = arraycnn_steps(workload)
     else:
         import torch
 
         torch.set_num_threads(threads)
-        steps = torch_steps(WORKLOADS[index], **TORCH[engine])
+        steps = torch_steps(workload, **TORCH[engine])
     return steps[kind == "infer"]
 
 
@@ -144,6 +149,7 @@ def peak(engine: str, index: int, threads: int) -> float:
 
 
 def measure_peak(pipe: Any, engine: str, index: int, threads: int) -> None:
+    make_step(engine, index, "train", threads, batch=1)()  # libraries load what they load once
     step = make_step(engine, index, "train", threads)
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak starts anew at what is resident now (Linux)
