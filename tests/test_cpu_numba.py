@@ -110,3 +110,19 @@ def test_nan_and_infinity_stay_where_they_are(rng: np.random.Generator) -> None:
     layer = ac.Sequential(ac.Conv2d(2, 3, 3, padding=1, seed=0), ac.ReLU())
     alone = ac.Sequential(ac.Conv2d(2, 3, 3, padding=1, seed=0), ac.ReLU(), backend=CpuBackend())
     np.testing.assert_allclose(layer(x), alone(x), rtol=1e-4, atol=1e-5)
+
+
+@needs_numba
+def test_parameters_of_any_strides_are_read(rng: np.random.Generator) -> None:
+    backend = ac.get_backend("cpu")
+    x = rng.standard_normal((20, 2, 9, 9), dtype=np.float32)
+    weight = rng.standard_normal((3, 3, 2, 12), dtype=np.float32).transpose(3, 2, 1, 0)[::2]
+    bias = rng.standard_normal(12, dtype=np.float32)[::2]
+    found = ac.functional.conv2d(x, weight, bias)
+    expected = ac.functional.conv2d(x, weight.copy(), bias.copy())
+    np.testing.assert_array_equal(found, expected)
+    y = backend.batch_last(found)
+    scale = rng.standard_normal(12, dtype=np.float32)[::2]
+    np.testing.assert_array_equal(
+        backend.scale_shift(y, scale, bias), backend.scale_shift(y, scale.copy(), bias.copy())
+    )

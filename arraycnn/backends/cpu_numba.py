@@ -72,7 +72,7 @@ class CompiledCpuBackend(CpuBackend):
         groups: int,
         relu: bool = False,
     ) -> Array:
-        if not self._suits(x, weight) or window.ndim > 2:
+        if not self._suits(x, others=(weight,)) or window.ndim > 2:
             return super().convolution(x, weight, bias, window, groups, relu)
         kernels = weight.reshape(groups, -1, *weight.shape[1:])  # (G, O/G, C/G, *kernel)
         return self._correlation(x, kernels, bias, window, False, relu)
@@ -80,7 +80,7 @@ class CompiledCpuBackend(CpuBackend):
     def convolution_input_grad(
         self, grad_output: Array, weight: Array, window: Window, groups: int
     ) -> Array:
-        if not self._suits(grad_output, weight) or window.ndim > 2:
+        if not self._suits(grad_output, others=(weight,)) or window.ndim > 2:
             return super().convolution_input_grad(grad_output, weight, window, groups)
         kernels = weight.reshape(groups, -1, *weight.shape[1:]).swapaxes(1, 2)
         return self._correlation(grad_output, kernels, None, window, True, False)
@@ -110,7 +110,7 @@ class CompiledCpuBackend(CpuBackend):
     def convolution_grads(
         self, x: Array, grad_output: Array, weight: Array, window: Window, groups: int
     ) -> tuple[Array, Array]:
-        if not self._suits(x, grad_output, weight) or window.ndim > 2:
+        if not self._suits(x, grad_output, others=(weight,)) or window.ndim > 2:
             return super().convolution_grads(x, grad_output, weight, window, groups)
         return ConvolutionPrimitives.convolution_grads(self, x, grad_output, weight, window, groups)
 
@@ -130,7 +130,9 @@ class CompiledCpuBackend(CpuBackend):
         y = self.empty((batch, groups * outputs, *size), np.float32)
         source, target = _planes(x, window), _planes(y, window)
         packed = _packed(kernels, self._kernels.ROWS)
-        offsets = np.zeros(groups * outputs, np.float32) if bias is None else bias
+        offsets = np.zeros(groups * outputs, np.float32)
+        if bias is not None:
+            offsets = np.ascontiguousarray(bias)
         rows, runs, kernel, steps = _positions(window, batch, adjoint)
         parts = len(rows) * len(runs)
         flops = y.size * math.prod(kernels.shape[2:])
@@ -211,7 +213,7 @@ class CompiledCpuBackend(CpuBackend):
         return mean, var
 
     def scale_shift(self, x: Array, scale: Array, shift: Array, relu: bool = False) -> Array:
-        if not self._suits(x, scale, shift):
+        if not self._suits(x, others=(scale, shift)):
             return super().scale_shift(x, scale, shift, relu)
         y = self.empty(x.shape, np.float32)
         source, target = rows_of(x), rows_of(y)
@@ -234,7 +236,7 @@ class CompiledCpuBackend(CpuBackend):
     def batch_norm_grad(
         self, x: Array, mean: Array, inverse_std: Array, scale: Array, grad_output: Array
     ) -> tuple[Array, Array, Array]:
-        if not self._suits(x, mean, inverse_std, scale, grad_output):
+        if not self._suits(x, grad_output, others=(mean, inverse_std, scale)):
             return super().batch_norm_grad(x, mean, inverse_std, scale, grad_output)
         grad = self.empty(x.shape, np.float32)
         source, delta, target = rows_of(x), rows_of(grad_output), rows_of(grad)
@@ -301,11 +303,11 @@ class CompiledCpuBackend(CpuBackend):
         for arrays in zip(*lists, strict=True):
             compiled(*(a.reshape(-1) for a in arrays), *numbers)
 
-    def _suits(self, *arrays: Array) -> bool:
-        """Whether there are kernels for arrays such as these."""
+    def _suits(self, *images: Array, others: tuple[Array, ...] = ()) -> bool:
+        """Whether there are kernels for such arrays; images must be in batch-last memory."""
         return (
-            all(a.dtype == np.float32 and a.size for a in arrays)
-            and all(a.ndim < 2 or buffer_of(a).flags.c_contiguous for a in arrays[:1])
+            all(a.dtype == np.float32 and a.size for a in (*images, *others))
+            and all(buffer_of(a).flags.c_contiguous for a in images)
             and self._kernels is not None
         )
 
