@@ -339,9 +339,11 @@ def apply(
     if out is not None:
         options["out"] = host(out)
 
-    def compute() -> Any:
+    has_empty = not all(operand.size for operand in operands)
+
+    def compute() -> Any:  # holds no device array: a graph must not keep them alive
         with np.errstate(all="ignore"):
-            if all(operand.size for operand in operands):
+            if not has_empty:
                 return function(*host_args, **options)
             with warnings.catch_warnings():  # NumPy's, of empty slices
                 warnings.simplefilter("ignore", RuntimeWarning)
