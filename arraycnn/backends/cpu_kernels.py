@@ -38,8 +38,9 @@ class Kernel:
 
     def __init__(self, function: Callable[..., None], signature: Any, sums: bool) -> None:
         self._function, self._signature = function, signature
-        # Sums may be taken in any fixed order; NaN and infinities stay what they are.
-        self._fast = {"contract", "reassoc", "nsz"} if sums else {"contract"}
+        # Sums may be taken in any fixed order; NaN and infinities stay what they are. Elsewhere an
+        # operation rounds as in NumPy: x·scale + shift must cancel in a constant channel.
+        self._fast = {"contract", "reassoc", "nsz"} if sums else False
         self._compiled: Callable[..., None] | None = None
 
     @property
