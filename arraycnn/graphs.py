@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from arraycnn.backends.cuda import CudaBackend
 from arraycnn.errors import GraphCaptureError
 from arraycnn.layers.base import Layer, RandomLayer
 from arraycnn.random import stream_key
@@ -38,15 +37,15 @@ class CapturedStep:
     """
 
     def __init__(self, model: Layer, loss: Loss) -> None:
-        if not isinstance(model.backend, CudaBackend):
-            name = model.backend.name if model.backend else "no backend"
+        name = model.backend.name if model.backend else "no backend"
+        if not name.startswith("cuda"):
             raise ValueError(
                 f"graph=True captures CUDA kernels, but the model is on {name}; use "
                 "model.to('cuda'), or graph=False"
             )
         self.model = model
         self.loss = loss
-        self._backend = model.backend
+        self._backend: Any = model.backend  # a CudaBackend, whose module is not imported for this
         self._seen: Any = None  # the last batch that ran eagerly
         self._recording: _Recording | None = None
 
