@@ -15,6 +15,7 @@ and forgotten in tiles, so that they never take more than the backend's ``worksp
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from arraycnn.backends.layout import Layout, buffer_of
@@ -132,16 +133,10 @@ class ConvolutionPrimitives(Layout):
 
     def _tiles(
         self, window: Window, batch: int, channels: int, dtype: Any
-    ) -> Iterator[tuple[Tile, slice]]:
-        """Tiles of the output (*out, N) with the run of elements that each one covers."""
-        if not batch:
-            return
+    ) -> list[tuple[Tile, slice]]:
+        """Tiles whose columns fit the workspace, and the runs they cover."""
         length = self._tile_length(channels * window.taps * dtype.itemsize)
-        start = 0
-        for tile in tiles((*window.output_size, batch), length):
-            size = math.prod(part.stop - part.start for part in tile)
-            yield tile, slice(start, start + size)
-            start += size
+        return tile_runs(window, batch, length)
 
     def _tile_length(self, column_bytes: int) -> int:
         """How many columns of ``column_bytes`` each are made at a time."""
@@ -179,3 +174,16 @@ def adjoint_kernels(weight: Array, groups: int) -> Array:
     kernels = weight.reshape(groups, -1, *weight.shape[1:]).swapaxes(1, 2)  # (G, C/G, O/G, *kernel)
     flipped = kernels[(slice(None),) * 3 + flip].conj()
     return flipped.reshape(weight.shape[1] * groups, -1, *weight.shape[2:])
+
+
+@lru_cache(maxsize=512)
+def tile_runs(window: Window, batch: int, length: int) -> list[tuple[Tile, slice]]:
+    """Tiles of at most ``length`` elements of the output (*out, N), and the runs they cover."""
+    if not batch:
+        return []
+    runs, start = [], 0
+    for tile in tiles((*window.output_size, batch), length):
+        size = math.prod(part.stop - part.start for part in tile)
+        runs.append((tile, slice(start, start + size)))
+        start += size
+    return runs

@@ -6,11 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from arraycnn.backends.convolution import ConvolutionPrimitives, Tile, adjoint_kernels, grouped
+from arraycnn.backends.convolution import (
+    ConvolutionPrimitives,
+    adjoint_kernels,
+    grouped,
+    tile_runs,
+)
 from arraycnn.backends.layout import buffer_of
 from arraycnn.backends.memory import BlockPool, Scratch
 from arraycnn.backends.threads import Workers
-from arraycnn.geometry import Window, tiles
+from arraycnn.geometry import Window
 from arraycnn.types import Array, Shape
 
 TILE_BYTES = 2 << 20  # a column tile this large is still in cache when it is multiplied
@@ -50,7 +55,7 @@ class CpuConvolution(ConvolutionPrimitives):
             if offsets is not None:
                 np.add(tile, offsets, out=tile)
             if relu:
-                np.maximum(tile, self._zeros(tile.shape[-1], tile.dtype), out=tile)
+                np.maximum(tile, _zeros(tile.shape[-1], tile.dtype), out=tile)
 
         self.workers.run(multiply, len(columns), columns.seconds(rows.shape[1]))
         return h
@@ -176,10 +181,6 @@ class CpuConvolution(ConvolutionPrimitives):
         length = min(longest, max(shortest, TILE_BYTES // column_bytes))
         return min(length, super()._tile_length(column_bytes))
 
-    def _zeros(self, length: int, dtype: Any) -> Array:
-        """Zeros to compare with: several times faster than comparing with a number."""
-        return _zeros(-(-length // 4096) * 4096, dtype)[:length]
-
 
 class _Columns:
     """The columns of an input, made tile by tile into scratch memory of the calling thread."""
@@ -217,19 +218,11 @@ class _Columns:
         return run, columns.reshape(self.groups, self.rows, -1)
 
 
-@lru_cache(maxsize=512)
-def tile_runs(window: Window, batch: int, length: int) -> list[tuple[Tile, slice]]:
-    """Tiles of at most ``length`` elements of the output (*out, N), and the runs they cover."""
-    if not batch:
-        return []
-    runs, start = [], 0
-    for tile in tiles((*window.output_size, batch), length):
-        size = math.prod(part.stop - part.start for part in tile)
-        runs.append((tile, slice(start, start + size)))
-        start += size
-    return runs
+def _zeros(length: int, dtype: Any) -> Array:
+    """Zeros to compare with: several times faster than comparing with a number."""
+    return _longer_zeros(-(-length // 4096) * 4096, dtype)[:length]
 
 
 @lru_cache(maxsize=64)
-def _zeros(length: int, dtype: Any) -> Array:
+def _longer_zeros(length: int, dtype: Any) -> Array:
     return np.zeros(length, dtype)
