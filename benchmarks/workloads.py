@@ -30,17 +30,23 @@ WORKLOADS = [
     Workload("lenet5-1", "lenet5", 1, (1, 28, 28)),
 ]
 
-Step = Callable[[], Any]
+Tasks = dict[str, Callable[[], Any]]
 
 
-def arraycnn_steps(workload: Workload, backend: str = "cpu") -> tuple[Step, Step]:
-    """(training step, inference) through the public API."""
+def arraycnn_model(workload: Workload, backend: str = "cpu") -> Any:
     import arraycnn as ac
-    from arraycnn import functional as F
 
     build = {"lenet5": ac.models.lenet5, "two_layer_cnn": ac.models.two_layer_cnn,
              "resnet": ac.models.resnet}[workload.model]  # fmt: skip
-    model = build(seed=0, backend=backend)
+    return build(seed=0, backend=backend)
+
+
+def arraycnn_steps(workload: Workload, backend: str = "cpu") -> Tasks:
+    """A training step, which returns the loss, and inference, through the public API."""
+    import arraycnn as ac
+    from arraycnn import functional as F
+
+    model = arraycnn_model(workload, backend)
     optimizer = ac.SGD(model.parameters(), lr=0.01, momentum=0.9)
     images, labels = workload.data()
 
@@ -57,7 +63,7 @@ def arraycnn_steps(workload: Workload, backend: str = "cpu") -> tuple[Step, Step
         ac.get_backend(backend).synchronize()
         return logits
 
-    return train, infer
+    return {"train": train, "infer": infer}
 
 
 def torch_network(workload: Workload) -> Any:
@@ -108,17 +114,20 @@ def torch_network(workload: Workload) -> Any:
 
 def torch_steps(
     workload: Workload, *, channels_last: bool = False, compiled: bool = False
-) -> tuple[Step, Step]:
-    """(training step, inference) in PyTorch."""
+) -> Tasks:
+    """The same in PyTorch, from the same weights."""
     import torch
 
-    torch.manual_seed(0)
     network = torch_network(workload)
+    weights = arraycnn_model(workload).parameters()
+    with torch.no_grad():
+        for parameter, weight in zip(network.parameters(), weights, strict=True):
+            parameter.copy_(torch.from_numpy(weight.data))
     images, labels = map(torch.from_numpy, workload.data())
     if channels_last:
         network = network.to(memory_format=torch.channels_last)
         images = images.contiguous(memory_format=torch.channels_last)
-    run = torch.compile(network) if compiled else network
+    run = torch.compile(network, dynamic=False) if compiled else network
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
     loss_function = torch.nn.CrossEntropyLoss()
 
@@ -135,4 +144,4 @@ def torch_steps(
         with torch.inference_mode():
             return run(images)
 
-    return train, infer
+    return {"train": train, "infer": infer}

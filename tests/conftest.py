@@ -1,6 +1,7 @@
 """Shared set-up: the backends to test on, a header that names them, deterministic Hypothesis."""
 
 import platform
+import signal
 
 import emulator
 import hypothesis
@@ -14,6 +15,9 @@ hypothesis.settings.register_profile(
     "deterministic", derandomize=True, deadline=None, max_examples=200
 )
 hypothesis.settings.load_profile("deterministic")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs behind it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CUDA = emulator.activate()  # before anything asks for CuPy
 BACKENDS = [name for name in ("cpu", "cuda") if name in available_backends()]
