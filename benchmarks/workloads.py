@@ -1,10 +1,10 @@
 """The networks that are compared, once in arraycnn and once in PyTorch, with the same work."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from measure import Tasks
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,6 @@ WORKLOADS = [
     Workload("resnet20-128", "resnet", 128, (3, 32, 32)),
     Workload("lenet5-1", "lenet5", 1, (1, 28, 28)),
 ]
-
-Tasks = dict[str, Callable[[], Any]]
 
 
 def arraycnn_model(workload: Workload, backend: str = "cpu") -> Any:

@@ -63,8 +63,7 @@ def stop(out, number, *arguments):
         cwd=out, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
-        while not process.stdout.readline().startswith("epoch"):
-            pass
+        assert any(line.startswith("epoch") for line in process.stdout)
         process.send_signal(number)
         output, errors = process.communicate(timeout=60)
     assert "Traceback" not in errors
