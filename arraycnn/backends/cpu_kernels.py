@@ -134,11 +134,8 @@ def correlate(
         place = (part // runs.shape[0] * y.shape[2] + run[0]) * batch
         done = 0
         while done < length:
-            vectors = min(VECTORS, (length - done) // LANES)
-            at = done
-            if vectors == 0 and length >= LANES:  # once more what is done already, to end exactly
-                vectors, at = 1, length - LANES
-            done = at + max(1, vectors * LANES)
+            at, vectors = done, min(VECTORS, (length - done) // LANES)
+            done = at + vectors * LANES if vectors else length
             for group in range(groups):
                 first = 0
                 while first < outputs:
@@ -152,7 +149,7 @@ def correlate(
                         channels, row[1], run[3],
                         height * width * batch, steps[1] * width * batch, steps[3] * batch,
                         taps * block, steps[0] * kernel[1] * block, steps[2] * block,
-                        out_plane, relu, block, vectors,
+                        out_plane, relu, block, vectors, done - at,
                     )  # fmt: skip
                     first += block
 

@@ -22,20 +22,19 @@ _features = dict(binding.get_host_cpu_features())
 _many_registers = bool(_features.get("avx512f")) or not _features.get("sse")  # 32, else 16
 LANES = 16 if _features.get("avx512f") else 8 if _features.get("avx") else 4
 ROWS = 8 if _many_registers else 4  # outputs in a block; also half of it, …, 1
-VECTORS = 3  # of neighbouring elements in a block; also 2, 1, and 0 for a single element
+VECTORS = 3  # of neighbouring elements in a block; also 2, 1, and 0 for a part of one
 PRODUCT_ROWS = 4  # channels on the one side of a block of a weight gradient …
 PRODUCT_COLUMNS = 4 if _many_registers else 2  # … and on the other
 
 
 class _Code:
-    """LLVM instructions on vectors of ``lanes`` floats."""
+    """LLVM instructions on vectors of `LANES` floats."""
 
-    def __init__(self, builder: Any, lanes: int) -> None:
-        self.builder, self.lanes = builder, lanes
-        self.vector = ir.VectorType(FLOAT, lanes)
+    def __init__(self, builder: Any) -> None:
+        self.builder = builder
+        self.vector = ir.VectorType(FLOAT, LANES)
         self.zero = ir.Constant(self.vector, None)
-        name = f"llvm.fma.v{lanes}f32"
-        self._fma = self._intrinsic(name, self.vector, [self.vector] * 3)
+        self._fma = self._intrinsic(f"llvm.fma.v{LANES}f32", self.vector, [self.vector] * 3)
 
     def moved(self, address: Any, elements: Any) -> Any:
         """The address of the element ``elements`` further on."""
@@ -49,16 +48,34 @@ class _Code:
     def store(self, value: Any, address: Any) -> None:
         self.builder.store(value, self._pointer(address, value.type)).align = 4
 
+    def first(self, count: Any) -> Any:
+        """A mask of the first ``count`` lanes."""
+        kind = ir.VectorType(INT32, LANES)
+        lane = ir.Constant(kind, list(range(LANES)))
+        count = self._splat(self.builder.trunc(count, INT32), kind)
+        return self.builder.icmp_unsigned("<", lane, count)
+
+    def load_some(self, address: Any, mask: Any) -> Any:
+        """The lanes in ``mask`` from memory, zeros in the others."""
+        pointer = self._pointer(address, self.vector)
+        arguments = [pointer, INT32(4), mask, self.zero]
+        name = f"llvm.masked.load.v{LANES}f32.p0"
+        load = self._intrinsic(name, self.vector, [a.type for a in arguments])
+        return self.builder.call(load, arguments)
+
+    def store_some(self, value: Any, address: Any, mask: Any) -> None:
+        arguments = [value, self._pointer(address, self.vector), INT32(4), mask]
+        name = f"llvm.masked.store.v{LANES}f32.p0"
+        store = self._intrinsic(name, ir.VoidType(), [a.type for a in arguments])
+        self.builder.call(store, arguments)
+
     def single(self, number: Any) -> Any:
         """``number`` in the first lane, zeros in the others."""
         return self.builder.insert_element(self.zero, number, INT32(0))
 
     def spread(self, number: Any) -> Any:
         """``number`` in every lane."""
-        undefined = ir.Constant(self.vector, ir.Undefined)
-        first = self.builder.insert_element(undefined, number, INT32(0))
-        zeros = ir.Constant(ir.VectorType(INT32, self.lanes), [0] * self.lanes)
-        return self.builder.shuffle_vector(first, undefined, zeros)
+        return self._splat(number, self.vector)
 
     def sums(self, rows: int, columns: int) -> list[list[Any]]:
         """A block of vectors for which LLVM finds registers, all zero."""
@@ -77,7 +94,7 @@ class _Code:
 
     def total(self, place: Any) -> Any:
         """The sum of the lanes."""
-        name = f"llvm.vector.reduce.fadd.v{self.lanes}f32"
+        name = f"llvm.vector.reduce.fadd.v{LANES}f32"
         reduce = self._intrinsic(name, FLOAT, [FLOAT, self.vector])
         arguments = [ir.Constant(FLOAT, 0.0), self.builder.load(place)]
         return self.builder.call(reduce, arguments, fastmath=("reassoc", "nsz"))
@@ -86,6 +103,12 @@ class _Code:
     def repeated(self, count: Any) -> Iterator[Any]:
         with cgutils.for_range(self.builder, count) as loop:
             yield loop.index
+
+    def _splat(self, number: Any, kind: Any) -> Any:
+        undefined = ir.Constant(kind, ir.Undefined)
+        first = self.builder.insert_element(undefined, number, INT32(0))
+        zeros = ir.Constant(ir.VectorType(INT32, LANES), [0] * LANES)
+        return self.builder.shuffle_vector(first, undefined, zeros)
 
     def _pointer(self, address: Any, kind: Any) -> Any:
         return self.builder.inttoptr(address, kind.as_pointer())
@@ -113,10 +136,15 @@ def _halves(largest: int) -> list[int]:
 
 
 def _correlation_block(
-    builder: Any, arguments: tuple[Any, ...], rows: int, vectors: int, lanes: int
+    builder: Any, arguments: tuple[Any, ...], rows: int, vectors: int, rest: Any = None
 ) -> None:
+    """``vectors`` whole vectors, or one of which only the first ``rest`` lanes are there."""
     x, w, bias, y, counts, x_strides, w_strides, y_stride, relu = arguments
-    code = _Code(builder, lanes)
+    code = _Code(builder)
+    load, store = code.load, code.store
+    if rest is not None:
+        mask = code.first(rest)
+        load, store = partial(code.load_some, mask=mask), partial(code.store_some, mask=mask)
     sums = code.sums(rows, vectors)
     for row, places in enumerate(sums):
         start = code.spread(code.load(code.moved(bias, INT64(row)), FLOAT))
@@ -132,7 +160,7 @@ def _correlation_block(
                     depth + 1,
                 )
             return
-        seen = [code.load(code.moved(x, INT64(lanes * v))) for v in range(vectors)]
+        seen = [load(code.moved(x, INT64(LANES * v))) for v in range(vectors)]
         for row, places in enumerate(sums):
             weight = code.spread(code.load(code.moved(w, INT64(row)), FLOAT))
             for place, values in zip(places, seen, strict=True):
@@ -146,31 +174,32 @@ def _correlation_block(
             negative = builder.fcmp_ordered("<", total, code.zero)  # NaN is not, and stays
             rectified = builder.select(negative, code.zero, total)
             total = builder.select(builder.trunc(relu, ir.IntType(1)), rectified, total)
-            code.store(total, code.moved(target, INT64(lanes * v)))
+            store(total, code.moved(target, INT64(LANES * v)))
 
 
 def _correlation_tile(
     typing: Any, x: Any, w: Any, bias: Any, y: Any, count_a: Any, count_b: Any, count_c: Any,
     x_a: Any, x_b: Any, x_c: Any, w_a: Any, w_b: Any, w_c: Any, y_stride: Any, relu: Any,
-    rows: Any, vectors: Any,
+    rows: Any, vectors: Any, rest: Any,
 ) -> Any:  # fmt: skip
     """y[o, l] = bias[o] + Σ w[a, b, c, o]·x[a, b, c, l] over three dimensions of taps.
 
     Arguments: addresses of x, w, bias, y; three counts of taps; their strides in x; their strides
     in w, whose outputs are neighbours; the stride of o in y; whether to take max(y, 0); rows (how
-    many o: `ROWS` or a half, …) and vectors (how many l, in `LANES`; 0 for a single one).
+    many o: `ROWS` or a half, …), vectors (how many l, in `LANES`), and where that is 0, rest (how many
+    l, fewer than `LANES`).
     """
-    signature = types.void(*[types.int64] * 17)
+    signature = types.void(*[types.int64] * 18)
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         x, w, bias, y = values[:4]
         inner = (x, w, bias, y, values[4:7], values[7:10], values[10:13], values[13], values[14])
-        rows, vectors = values[15:]
+        rows, vectors, rest = values[15:]
 
         def blocks(r: int) -> None:
             block = partial(_correlation_block, builder, inner, r)
-            cases = {v: partial(block, v, LANES) for v in range(1, VECTORS + 1)}
-            _one_of(builder, vectors, cases | {0: partial(block, 1, 1)})
+            cases = {v: partial(block, v) for v in range(1, VECTORS + 1)}
+            _one_of(builder, vectors, cases | {0: partial(block, 1, rest)})
 
         _one_of(builder, rows, {r: partial(blocks, r) for r in _halves(ROWS)})
         return context.get_dummy_value()
@@ -180,7 +209,7 @@ def _correlation_tile(
 
 def _product_block(builder: Any, arguments: tuple[Any, ...], rows: int, columns: int) -> None:
     d, x, g, length, repeats, d_strides, x_strides, g_strides = arguments
-    code = _Code(builder, LANES)
+    code = _Code(builder)
     sums = code.sums(rows, columns)
 
     def add(d: Any, x: Any, load: Callable[[Any], Any]) -> None:
