@@ -200,6 +200,7 @@ POOLS = [
     {"input_size": (6, 7), "kernel_size": 3, "stride": 2, "padding": 1},
     {"input_size": (6, 7), "kernel_size": (2, 3), "stride": 1, "dilation": (2, 1)},
     {"input_size": (4, 5, 4), "kernel_size": 2, "stride": (2, 1, 2), "padding": 1},
+    {"input_size": (18, 20), "kernel_size": (17, 16), "stride": 1, "padding": 1},  # 272 taps
 ]
 
 
@@ -238,12 +239,13 @@ def pool_calls(window: Window, batch: int) -> Iterator[tuple[str, tuple[Any, ...
     x[:, 1] = rng.standard_normal(x[:, 1].shape)
     x[:, 2] = -np.inf
     delta = rng.standard_normal((batch, 3, *window.output_size))
-    y = ReferenceBackend().max_pool(x, window)
     holes = np.where(rng.random(x.shape) < 0.1, np.nan, x)
     for values in (x, holes):
         yield "max_pool", (BatchLast(values), window)
-    for name, grad in (("max_pool_indices", ()), ("max_pool_grad", (BatchLast(delta),))):
-        yield name, (BatchLast(x), BatchLast(y), *grad, window)
+        yield "max_pool_winners", (BatchLast(values), window)
+    winners = BatchLast(ReferenceBackend().max_pool_winners(x, window)[1])
+    yield "max_pool_indices", (winners, window)
+    yield "max_pool_grad", (winners, BatchLast(delta), window)
     finite = rng.standard_normal(x.shape)
     yield "sum_pool", (BatchLast(finite), window)
     yield "sum_pool_grad", (BatchLast(delta), window)
@@ -265,6 +267,7 @@ def other_calls(batch: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
         yield "scale_shift", (BatchLast(x), scale, shift, True)
         for lay in (BatchLast, np.asarray):
             yield "add", (lay(x), lay(delta))
+            yield "add", (lay(x), lay(delta), True)
             yield "relu", (lay(x),)
             yield "relu_grad", (lay(np.maximum(x, 0)), lay(delta))
             yield "dropout", (lay(x), 0.3, 5, 2)
@@ -318,9 +321,10 @@ def large_calls() -> Iterator[tuple[str, tuple[Any, ...]]]:
     window = pool_window((36, 36), 2, stride=2)
     delta = BatchLast(rng.standard_normal((64, 8, *window.output_size)))
     rounded = np.round(x)
-    y = BatchLast(ReferenceBackend().max_pool(rounded, window))
+    winners = BatchLast(ReferenceBackend().max_pool_winners(rounded, window)[1])
     yield "max_pool", (BatchLast(rounded), window)
-    yield "max_pool_grad", (BatchLast(rounded), y, delta, window)
+    yield "max_pool_winners", (BatchLast(rounded), window)
+    yield "max_pool_grad", (winners, delta, window)
     yield "sum_pool", (BatchLast(x), window)
     yield "sum_pool_grad", (delta, window)
 

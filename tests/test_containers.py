@@ -185,7 +185,7 @@ class TestSequential:
         gc.disable()
         try:
             y, backward = probed.forward(put(backend, np.ones((2, 1, 28, 28), np.float32)))
-            assert all(ref() is not None for ref in outputs[1:-1:3])
+            assert any(ref() is not None for ref in outputs[1:-1])
             backward(y)
             del y, backward
             assert [ref() for ref in outputs] == [None] * len(network)

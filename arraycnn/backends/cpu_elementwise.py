@@ -9,7 +9,7 @@ from arraycnn.backends.layout import buffer_of
 from arraycnn.backends.memory import Scratch
 from arraycnn.backends.normalization import NormalizationPrimitives, rows_of
 from arraycnn.backends.pointwise import PointwisePrimitives
-from arraycnn.backends.pooling import PoolingPrimitives
+from arraycnn.backends.pooling import PoolingPrimitives, winner_dtype
 from arraycnn.backends.threads import Workers
 from arraycnn.geometry import Window
 from arraycnn.types import Array, Shape
@@ -26,6 +26,19 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
 
     scratch: Scratch
     workers: Workers
+
+    def add(self, a: Array, b: Array, relu: bool = False) -> Array:
+        a, b = self.batch_last(a), self.batch_last(b)
+        y = self.empty(a.shape, a.dtype)
+        first, second, target = map(_flat, (a, b, y))
+
+        def sum_up(part: slice) -> None:
+            np.add(first[part], second[part], out=target[part])
+            if relu:
+                np.maximum(target[part], np.zeros(1, a.dtype), out=target[part])
+
+        self._each_chunk(sum_up, a.size, passes=3)
+        return y
 
     def relu(self, x: Array) -> Array:
         x = self.batch_last(x)
@@ -107,30 +120,46 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
         self._each_channels(pool, source.shape, passes=2)
         return y
 
-    def max_pool_grad(self, x: Array, y: Array, grad_output: Array, window: Window) -> Array:
+    def _winners(self, x: Array, y: Array, window: Window) -> Array:
         # A NaN is equal to nothing, so it would not be found below.
         if not is_partition(window) or not x.size or np.isnan(y.max()):
-            return super().max_pool_grad(x, y, grad_output, window)
-        grad = self.empty(x.shape, x.dtype)
-        source, maximum = buffer_of(x), buffer_of(y)
-        delta, target = _bits(buffer_of(grad_output)), _bits(buffer_of(grad))
+            return super()._winners(x, y, window)
+        winners = self.empty(y.shape, winner_dtype(window))
+        source, maximum, target = map(buffer_of, (x, y, winners))
+        places = [(slice(None), *window.tap_slices(tap)) for tap in window.tap_offsets()]
+
+        def count(channels: slice) -> None:
+            """The winner is as many taps from the first as are waited for in vain."""
+            part, best, taps = source[channels], maximum[channels], target[channels]
+            waits, differs = (self.scratch(name, best.shape, bool) for name in ("waits", "mask"))
+            taps[...] = 0
+            waits[...] = True
+            for place in places[:-1]:
+                np.not_equal(part[place], best, out=differs)
+                np.logical_and(waits, differs, out=waits)
+                np.add(taps, waits.view(np.uint8), out=taps)
+
+        self._each_channels(count, source.shape, passes=2)
+        return winners
+
+    def max_pool_grad(self, winners: Array, grad_output: Array, window: Window) -> Array:
+        if not is_partition(window) or not winners.size:
+            return super().max_pool_grad(winners, grad_output, window)
+        grad = self.empty((*winners.shape[:2], *window.input_size), grad_output.dtype)
+        taps, delta, target = buffer_of(winners), _bits(buffer_of(grad_output)), buffer_of(grad)
         places = [(slice(None), *window.tap_slices(tap)) for tap in window.tap_offsets()]
         covered = [o * k for o, k in zip(window.output_size, window.kernel_size, strict=True)]
 
         def route(channels: slice) -> None:
-            part, out, best = source[channels], target[channels], maximum[channels]
+            out = _bits(target)[channels]
             for axis, end in enumerate(covered, 1):  # what no window sees
                 out[(slice(None),) * axis + (slice(end, None),)] = 0
-            rest = self.scratch("rest", best.shape, delta.dtype)
-            found = self.scratch("mask", best.shape, bool)
-            np.copyto(rest, delta[channels])
-            for place in places[:-1]:
-                np.equal(part[place], best, out=found)
-                np.multiply(rest, found, out=out[place])
-                np.subtract(rest, out[place], out=rest)  # bits: taken whole or not at all
-            out[places[-1]] = rest
+            wins = self.scratch("mask", taps[channels].shape, bool)
+            for tap, place in enumerate(places):
+                np.equal(taps[channels], tap, out=wins)
+                np.multiply(delta[channels], wins, out=out[place])
 
-        self._each_channels(route, source.shape, passes=4)
+        self._each_channels(route, target.shape, passes=3)
         return grad
 
     def channel_moments(self, x: Array) -> tuple[Array, Array]:

@@ -96,6 +96,8 @@ def _made(ndim: int) -> Any:
 _INT, _FLOAT, _BOOL = types.int64, types.float32, types.boolean
 _TABLE = types.Array(types.int64, 2, "C", readonly=True)
 _NUMBERS = types.Array(types.int64, 1, "C", readonly=True)
+_TAPS = types.Array(types.uint8, 4, "C", readonly=True)
+_TAPS_MADE = types.Array(types.uint8, 4, "C")
 
 
 def _largest_half(size: int, limit: int) -> int:
@@ -343,65 +345,77 @@ def max_pool_pairs(x: Any, y: Any, start: int, stop: int) -> None:
                     best[n] = above if (above >= below) | (above != above) else below
 
 
-@kernel(_given(4), _given(4), _given(4), _made(4), _INT, _INT)
-def max_pool_pairs_grad(x: Any, y: Any, delta: Any, grad: Any, start: int, stop: int) -> None:
+@kernel(_given(4), _given(4), _TAPS_MADE, _NUMBERS, _INT, _INT)
+def max_pool_winners(x: Any, y: Any, winners: Any, window: Any, start: int, stop: int) -> None:
+    """The first tap of each window that sees the maximum y; ``window`` as for `max_pool`."""
+    height, width = x.shape[1], x.shape[2]
+    for channel in range(start, stop):
+        for row in range(y.shape[1]):
+            for column in range(y.shape[2]):
+                best, taps = y[channel, row, column], winners[channel, row, column]
+                for tap in range(window[0] * window[1] - 1, -1, -1):  # the first has the last word
+                    above = row * window[2] - window[4] + tap // window[1] * window[6]
+                    beside = column * window[3] - window[5] + tap % window[1] * window[7]
+                    if above < 0 or above >= height or beside < 0 or beside >= width:
+                        continue
+                    seen, this = x[channel, above, beside], np.uint8(tap)
+                    for n in range(taps.size):
+                        taps[n] = this if (seen[n] == best[n]) | (seen[n] != seen[n]) else taps[n]
+
+
+@kernel(_given(4), _given(4), _TAPS_MADE, _INT, _INT)
+def max_pool_pairs_winners(x: Any, y: Any, winners: Any, start: int, stop: int) -> None:
+    """`max_pool_winners` over 2×2 elements side by side."""
+    first, second, third, fourth = np.uint8(0), np.uint8(1), np.uint8(2), np.uint8(3)
+    for channel in range(start, stop):
+        for row in range(y.shape[1]):
+            for column in range(y.shape[2]):
+                best, taps = y[channel, row, column], winners[channel, row, column]
+                a, b = x[channel, 2 * row, 2 * column], x[channel, 2 * row, 2 * column + 1]
+                c = x[channel, 2 * row + 1, 2 * column]
+                for n in range(taps.size):
+                    later = third if (c[n] == best[n]) | (c[n] != c[n]) else fourth
+                    later = second if (b[n] == best[n]) | (b[n] != b[n]) else later
+                    taps[n] = first if (a[n] == best[n]) | (a[n] != a[n]) else later
+
+
+@kernel(_TAPS, _given(4), _made(4), _INT, _INT)
+def max_pool_pairs_grad(winners: Any, delta: Any, grad: Any, start: int, stop: int) -> None:
     """`max_pool_grad` over 2×2 elements side by side."""
     zero = float32(0)
     for channel in range(start, stop):
-        grad[channel, 2 * y.shape[1] :] = zero  # what no window sees
-        grad[channel, :, 2 * y.shape[2] :] = zero
-        for row in range(y.shape[1]):
-            for column in range(y.shape[2]):
-                best, slopes = y[channel, row, column], delta[channel, row, column]
-                i, j = 2 * row, 2 * column
-                a, b, c = x[channel, i, j], x[channel, i, j + 1], x[channel, i + 1, j]
-                to_a, to_b = grad[channel, i, j], grad[channel, i, j + 1]
-                to_c, to_d = grad[channel, i + 1, j], grad[channel, i + 1, j + 1]
-                # One target at a time: LLVM checks few arrays for overlap before it gives up.
-                for n in range(best.size):
-                    first = (a[n] == best[n]) | (a[n] != a[n])
-                    to_a[n] = slopes[n] if first else zero
-                for n in range(best.size):
-                    first = (a[n] == best[n]) | (a[n] != a[n])
-                    second = ((b[n] == best[n]) | (b[n] != b[n])) & ~first
-                    to_b[n] = slopes[n] if second else zero
-                for n in range(best.size):
-                    before = (a[n] == best[n]) | (a[n] != a[n]) | (b[n] == best[n]) | (b[n] != b[n])
-                    third = ((c[n] == best[n]) | (c[n] != c[n])) & ~before
-                    to_c[n] = slopes[n] if third else zero
-                for n in range(best.size):
-                    before = (a[n] == best[n]) | (a[n] != a[n]) | (b[n] == best[n]) | (b[n] != b[n])
-                    before |= (c[n] == best[n]) | (c[n] != c[n])
-                    to_d[n] = zero if before else slopes[n]
+        grad[channel, 2 * delta.shape[1] :] = zero
+        grad[channel, :, 2 * delta.shape[2] :] = zero
+        for row in range(delta.shape[1]):
+            for column in range(delta.shape[2]):
+                taps, slopes = winners[channel, row, column], delta[channel, row, column]
+                for tap in range(4):
+                    target = grad[channel, 2 * row + tap // 2, 2 * column + tap % 2]
+                    this = np.uint8(tap)
+                    for n in range(target.size):
+                        target[n] = slopes[n] if taps[n] == this else zero
 
 
-@kernel(_given(4), _given(4), _given(4), _made(4), _made(1), _NUMBERS, _INT, _INT)
+@kernel(_TAPS, _given(4), _made(4), _NUMBERS, _INT, _INT)
 def max_pool_grad(
-    x: Any, y: Any, delta: Any, grad: Any, waiting: Any, window: Any, start: int, stop: int
+    winners: Any, delta: Any, grad: Any, window: Any, start: int, stop: int
 ) -> None:
-    """Each window's gradient goes to its first maximum; ``waiting`` (N,) is working memory."""
-    height, width = x.shape[1], x.shape[2]
+    """Each window's gradient goes to its winner; ``window`` as for `max_pool`."""
+    height, width = grad.shape[1], grad.shape[2]
     zero = float32(0)
     for channel in range(start, stop):
         grad[channel] = zero
-        for row in range(y.shape[1]):
-            for column in range(y.shape[2]):
-                best, slopes = y[channel, row, column], delta[channel, row, column]
-                waiting[:] = float32(1)
-                for i in range(window[0]):
-                    above = row * window[2] - window[4] + i * window[6]
-                    if above < 0 or above >= height:
+        for row in range(delta.shape[1]):
+            for column in range(delta.shape[2]):
+                taps, slopes = winners[channel, row, column], delta[channel, row, column]
+                for tap in range(window[0] * window[1]):
+                    above = row * window[2] - window[4] + tap // window[1] * window[6]
+                    beside = column * window[3] - window[5] + tap % window[1] * window[7]
+                    if above < 0 or above >= height or beside < 0 or beside >= width:
                         continue
-                    for j in range(window[1]):
-                        beside = column * window[3] - window[5] + j * window[7]
-                        if beside < 0 or beside >= width:
-                            continue
-                        seen, target = x[channel, above, beside], grad[channel, above, beside]
-                        for n in range(target.size):
-                            wins = (seen[n] == best[n]) | (seen[n] != seen[n])
-                            wins &= waiting[n] > zero
-                            target[n] += slopes[n] if wins else zero
-                            waiting[n] = zero if wins else waiting[n]
+                    target, this = grad[channel, above, beside], np.uint8(tap)
+                    for n in range(target.size):
+                        target[n] += slopes[n] if taps[n] == this else zero
 
 
 @kernel(_made(1), _given(1), _made(1), _FLOAT, _FLOAT, _FLOAT, _BOOL)

@@ -184,23 +184,34 @@ class CompiledCpuBackend(CpuBackend):
         self._each_row(lambda *part: compiled(source, target, numbers, *part), source, passes=2)
         return y
 
-    def max_pool_grad(self, x: Array, y: Array, grad_output: Array, window: Window) -> Array:
-        if not self._suits(x, y, grad_output) or window.ndim > 2:
-            return super().max_pool_grad(x, y, grad_output, window)
-        grad = self.empty(x.shape, np.float32)
-        arrays = tuple(_planes(a, window) for a in (x, y, grad_output, grad))
+    def _winners(self, x: Array, y: Array, window: Window) -> Array:
+        if not self._suits(x, y) or window.ndim > 2 or window.taps > 256:
+            return super()._winners(x, y, window)
+        winners = self.empty(y.shape, np.uint8)
+        arrays = tuple(_planes(a, window) for a in (x, y, winners))
+        if _is_pairs(window):
+            pairs = self._kernels.max_pool_pairs_winners.compiled
+            self._each_row(lambda *part: pairs(*arrays, *part), arrays[0], passes=2)
+            return winners
+        numbers = _numbers(window)
+        compiled = self._kernels.max_pool_winners.compiled
+        self._each_row(lambda *part: compiled(*arrays, numbers, *part), arrays[0], passes=2)
+        return winners
+
+    def max_pool_grad(self, winners: Array, grad_output: Array, window: Window) -> Array:
+        contiguous = buffer_of(winners).flags.c_contiguous
+        compact = winners.dtype == np.uint8 and contiguous and window.ndim <= 2
+        if not compact or not self._suits(grad_output):
+            return super().max_pool_grad(winners, grad_output, window)
+        grad = self.empty((*winners.shape[:2], *window.input_size), np.float32)
+        arrays = tuple(_planes(a, window) for a in (winners, grad_output, grad))
         if _is_pairs(window):
             pairs = self._kernels.max_pool_pairs_grad.compiled
-            self._each_row(lambda *part: pairs(*arrays, *part), arrays[0], passes=4)
+            self._each_row(lambda *part: pairs(*arrays, *part), arrays[2], passes=3)
             return grad
         numbers = _numbers(window)
         compiled = self._kernels.max_pool_grad.compiled
-
-        def route(start: int, stop: int) -> None:
-            waiting = self.scratch("waiting", (x.shape[0],), np.float32)
-            compiled(*arrays, waiting, numbers, start, stop)
-
-        self._each_row(route, arrays[0], passes=4)
+        self._each_row(lambda *part: compiled(*arrays, numbers, *part), arrays[2], passes=3)
         return grad
 
     def channel_moments(self, x: Array) -> tuple[Array, Array]:

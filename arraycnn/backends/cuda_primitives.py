@@ -19,32 +19,43 @@ from arraycnn.backends.cuda_launch import (
 from arraycnn.backends.layout import batch_view, buffer_of
 from arraycnn.backends.normalization import NormalizationPrimitives
 from arraycnn.backends.pointwise import PointwisePrimitives
-from arraycnn.backends.pooling import PoolingPrimitives
+from arraycnn.backends.pooling import PoolingPrimitives, winner_dtype
 from arraycnn.geometry import Window
 from arraycnn.random import stream_key
 from arraycnn.types import Array
 
 REDUCE_THREADS, REDUCE_CHUNK = 256, 4096  # as in normalization.cu
+TAPS = {np.dtype(np.uint8): "Byte", np.dtype(np.int32): "int"}  # the kernels' names
 
 
 class CudaPooling(Launching, PoolingPrimitives):
     """Each thread takes one output position, or for gradients one input position, of a sample."""
 
     def max_pool(self, x: Array, window: Window) -> Array:
+        return self._max_pool(x, window, None)
+
+    def max_pool_winners(self, x: Array, window: Window) -> tuple[Array, Array]:
+        winners = self.empty((*x.shape[:2], *window.output_size), winner_dtype(window))
+        return self._max_pool(x, window, buffer_of(winners)), winners
+
+    def _max_pool(self, x: Array, window: Window, winners: Array | None) -> Array:
         y = self.empty((*x.shape[:2], *window.output_size), x.dtype)
-        self._pool("max_pool", window.positions, window, self.batch_last(x), y)
+        self._launch_columns(
+            f"max_pool<{self._element(x)},{TAPS[winner_dtype(window)]}>",
+            window.positions * x.shape[0], x.shape[1], buffer_of(self.batch_last(x)),
+            buffer_of(y), winners, window_struct(window), x.shape[1], x.shape[0],
+        )  # fmt: skip
         return y
 
-    def max_pool_indices(self, x: Array, y: Array, window: Window) -> Array:
-        indices = self.empty(y.shape, np.int64)
-        operands = self.batch_last(x), self.batch_last(y)
-        self._pool("max_pool_indices", window.positions, window, *operands, indices)
-        return indices
-
-    def max_pool_grad(self, x: Array, y: Array, grad_output: Array, window: Window) -> Array:
-        grad = self.empty(x.shape, x.dtype)
-        operands = self.batch_last(x), self.batch_last(y), self.batch_last(grad_output)
-        self._pool("max_pool_grad", window.input_positions, window, *operands, grad)
+    def max_pool_grad(self, winners: Array, grad_output: Array, window: Window) -> Array:
+        batch, channels = grad_output.shape[:2]
+        grad = self.empty((batch, channels, *window.input_size), grad_output.dtype)
+        self._launch_columns(
+            f"max_pool_grad<{self._element(grad_output)},{TAPS[winners.dtype]}>",
+            window.input_positions * batch, channels, buffer_of(self.batch_last(grad_output)),
+            buffer_of(self.batch_last(winners)), buffer_of(grad), window_struct(window), channels,
+            batch,
+        )  # fmt: skip
         return grad
 
     def sum_pool(self, x: Array, window: Window) -> Array:
@@ -164,10 +175,10 @@ class CudaNormalization(Launching, NormalizationPrimitives):
 class CudaPointwise(Launching, PointwisePrimitives):
     """Element-wise kernels over arrays that lie in memory without gaps."""
 
-    def add(self, a: Array, b: Array) -> Array:
+    def add(self, a: Array, b: Array, relu: bool = False) -> Array:
         if a.ndim > 1 and all(buffer_of(x).flags.c_contiguous for x in (a, b)):
-            return batch_view(super().add(buffer_of(a), buffer_of(b)))
-        return super().add(a, b)
+            return batch_view(super().add(buffer_of(a), buffer_of(b), relu))
+        return super().add(a, b, relu)
 
     def relu(self, x: Array) -> Array:
         if x.ndim > 1 and buffer_of(x).flags.c_contiguous:  # CuPy's functions return C order

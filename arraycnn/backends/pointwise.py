@@ -13,9 +13,12 @@ from arraycnn.types import Array
 class PointwisePrimitives(Layout):
     """Element-wise primitives and dense products; arrays of any memory order."""
 
-    def add(self, a: Array, b: Array) -> Array:
-        """a + b, of the same shape."""
-        return a + b
+    def add(self, a: Array, b: Array, relu: bool = False) -> Array:
+        """a + b, of the same shape; with ``relu``, max(a + b, 0)."""
+        y = a + b
+        if relu:
+            self.xp.maximum(y, 0, out=y)
+        return y
 
     def relu(self, x: Array) -> Array:
         """max(x, 0)."""

@@ -4,11 +4,13 @@ Every primitive walks over the taps (few) with one array operation for all outpu
 """
 
 import math
-from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 
 from arraycnn.backends.layout import Layout, batch_view, buffer_of
 from arraycnn.geometry import Window
-from arraycnn.types import Array, Shape
+from arraycnn.types import Array
 
 
 class PoolingPrimitives(Layout):
@@ -26,23 +28,34 @@ class PoolingPrimitives(Layout):
                 self.xp.maximum(y, tap, out=y)
         return batch_view(y)
 
-    def max_pool_indices(self, x: Array, y: Array, window: Window) -> Array:
-        """Where each maximum ``y`` of ``max_pool(x)`` stands: int64 indices into the flat plane."""
+    def max_pool_winners(self, x: Array, window: Window) -> tuple[Array, Array]:
+        """`max_pool`, and for each window which of its taps is the (first) maximum."""
+        y = self.max_pool(x, window)
+        return y, self._winners(x, y, window)
+
+    def max_pool_indices(self, winners: Array, window: Window) -> Array:
+        """Where the winners stand: int64 indices into the flat plane."""
         xp = self.xp
-        plane = xp.arange(window.input_positions).reshape(1, *window.input_size, 1)
-        plane = self.padded(batch_view(plane), window)  # (1, *padded, 1)
-        indices = xp.zeros(buffer_of(y).shape, xp.int64)
-        for offset, winners in self._winning_taps(x, y, window):
-            xp.copyto(indices, plane[(slice(None), *window.tap_slices(offset))], where=winners)
+        taps = buffer_of(winners).astype(xp.int64)  # (C, *out, N)
+        indices, stride = xp.zeros_like(taps), 1
+        for axis in reversed(range(window.ndim)):
+            start = xp.arange(window.output_size[axis]) * window.stride[axis]
+            start -= window.padding[axis][0]
+            tap = taps % window.kernel_size[axis]
+            taps //= window.kernel_size[axis]
+            place = start.reshape(-1, *(1,) * (window.ndim - axis)) + tap * window.dilation[axis]
+            indices += place * stride
+            stride *= window.input_size[axis]
         return batch_view(indices)
 
-    def max_pool_grad(self, x: Array, y: Array, grad_output: Array, window: Window) -> Array:
-        """The gradient goes to the maximum of each window, to the first where several are equal."""
-        delta = buffer_of(grad_output)  # (C, *out, N)
-        grad = self.xp.zeros((x.shape[1], *window.padded_size, x.shape[0]), x.dtype)
-        for offset, winners in self._winning_taps(x, y, window):
+    def max_pool_grad(self, winners: Array, grad_output: Array, window: Window) -> Array:
+        """Each window's gradient goes to its winner."""
+        delta, taps = buffer_of(grad_output), buffer_of(winners)  # (C, *out, N)
+        batch, channels = grad_output.shape[:2]
+        grad = self.xp.zeros((channels, *window.padded_size, batch), grad_output.dtype)
+        for tap, offset in enumerate(window.tap_offsets()):
             place = (slice(None), *window.tap_slices(offset))
-            grad[place] += self.xp.where(winners, delta, 0)
+            grad[place] += self.xp.where(taps == tap, delta, 0)
         return self.unpadded(grad, window)
 
     def sum_pool(self, x: Array, window: Window) -> Array:
@@ -68,21 +81,28 @@ class PoolingPrimitives(Layout):
         planes = buffer.reshape(x.shape[1], math.prod(x.shape[2:]), x.shape[0])  # (C, L, N)
         return batch_view(planes.sum(axis=1))
 
-    def _winning_taps(self, x: Array, y: Array, window: Window) -> Iterator[tuple[Shape, Array]]:
-        """For each tap, the windows (C, *out, N) whose first maximum it is."""
+    def _winners(self, x: Array, y: Array, window: Window) -> Array:
+        """Which tap of each window is its first maximum, given the maxima y."""
         xp = self.xp
+        winners = xp.zeros(buffer_of(y).shape, winner_dtype(window))
         padded, maximum = self.padded(x, window, -xp.inf), buffer_of(y)
         inside = None
         if not window.is_unpadded:  # −inf in the padding must not win over −inf in the input
             ones = xp.ones((1, *window.input_size, 1), bool)
             inside = self.padded(batch_view(ones), window)  # (1, *padded, 1)
         undecided = xp.ones(maximum.shape, bool)
-        for offset in window.tap_offsets():
+        for tap, offset in enumerate(window.tap_offsets()):
             place = (slice(None), *window.tap_slices(offset))
-            tap = padded[place]
-            winners = (tap == maximum) | (tap != tap)  # a NaN is the maximum of its window
-            winners &= undecided
+            seen = padded[place]
+            wins = (seen == maximum) | (seen != seen)  # a NaN is the maximum of its window
+            wins &= undecided
             if inside is not None:
-                winners &= inside[place]
-            undecided ^= winners
-            yield offset, winners
+                wins &= inside[place]
+            undecided ^= wins
+            winners += wins * winners.dtype.type(tap)
+        return batch_view(winners)
+
+
+def winner_dtype(window: Window) -> Any:
+    """The smallest of two integer types that count the taps of a window."""
+    return np.dtype(np.uint8 if window.taps <= 256 else np.int32)

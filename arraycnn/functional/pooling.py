@@ -55,8 +55,10 @@ def max_pool_nd(
         ceil_mode=ceil_mode,
     )
     x = backend.batch_last(x)
-    y = backend.max_pool(x, window)
-    return (y, backend.max_pool_indices(x, y, window)) if return_indices else y
+    if not return_indices:
+        return backend.max_pool(x, window)
+    y, winners = backend.max_pool_winners(x, window)
+    return y, backend.max_pool_indices(winners, window)
 
 
 def max_pool_nd_grad(
@@ -87,8 +89,8 @@ def max_pool_nd_grad(
     )
     expected = (*x.shape[:2], *window.output_size)
     check_shape("grad_output", grad_output.shape, expected, "like the pooling's output")
-    x, grad_output = backend.batch_last(x), backend.batch_last(grad_output)
-    return backend.max_pool_grad(x, backend.max_pool(x, window), grad_output, window)
+    _, winners = backend.max_pool_winners(backend.batch_last(x), window)
+    return backend.max_pool_grad(winners, backend.batch_last(grad_output), window)
 
 
 def avg_pool_nd(
@@ -216,10 +218,10 @@ def adaptive_max_pool2d(x: Array, output_size: Size, *, return_indices: bool = F
     indices = backend.empty(y.shape, "int64") if return_indices else None
     for place, region, window in _adaptive_windows(x.shape[2:], output_size):
         part = backend.batch_last(x[region])
-        y[place] = backend.max_pool(part, window)
+        y[place], winners = backend.max_pool_winners(part, window)
         if indices is not None:
             row, column = region[-2].start, region[-1].start
-            local = backend.max_pool_indices(part, y[place], window)
+            local = backend.max_pool_indices(winners, window)
             width = window.input_size[1]
             indices[place] = (local // width + row) * x.shape[3] + local % width + column
     return y if indices is None else (y, indices)
@@ -234,8 +236,9 @@ def adaptive_max_pool2d_grad(x: Array, output_size: Size, grad_output: Array) ->
     check_shape("grad_output", grad_output.shape, expected, "like the pooling's output")
     grad = backend.zeros(x.shape, x.dtype)
     for place, region, window in _adaptive_windows(x.shape[2:], output_size):
-        part, delta = backend.batch_last(x[region]), backend.batch_last(grad_output[place])
-        grad[region] += backend.max_pool_grad(part, backend.max_pool(part, window), delta, window)
+        _, winners = backend.max_pool_winners(backend.batch_last(x[region]), window)
+        delta = backend.batch_last(grad_output[place])
+        grad[region] += backend.max_pool_grad(winners, delta, window)
     return grad
 
 

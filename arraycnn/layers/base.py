@@ -4,7 +4,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
-from typing import Any, Self, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 
@@ -251,11 +251,11 @@ class Layer(ABC):
     @property
     def dtype(self) -> Any:
         """The dtype of the parameters; None for a layer without any."""
-        for _, layer in self.named_layers():
-            for value in vars(layer).values():
-                if isinstance(value, Tensor) and value.dtype.kind == "f":
-                    return value.dtype
-        return None
+        for value in vars(self).values():
+            if isinstance(value, Tensor) and value.data.dtype.kind == "f":
+                return value.data.dtype
+        inner = (layer.dtype for _, layer in self.children())
+        return next((dtype for dtype in inner if dtype is not None), None)
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments that shape this layer: everything but seed and placement."""
@@ -288,7 +288,8 @@ class Layer(ABC):
         owner = owner_of("x", x)
         check_dtype("x", x.dtype, DTYPES)  # before it moves: CuPy would convert a byte order
         backend = self.backend or owner
-        x = moved_in(backend, "x", x)
+        if owner is not backend:
+            x = moved_in(backend, "x", x)
         dtype = self.dtype
         if dtype is not None and x.dtype != dtype:
             raise TypeError(
@@ -318,8 +319,8 @@ def _arguments(layer_class: type[Layer]) -> dict[str, inspect.Parameter]:
     }
 
 
-class AffineLayer(Layer):
-    """A layer that ends in a linear map, so that a `ReLU` after it can be part of it."""
+class RectifiedLayer(Layer):
+    """A layer that a `ReLU` after it can be part of, which saves a pass and what it would keep."""
 
     @abstractmethod
     def forward(self, x: Array, *, relu: bool = False) -> tuple[Array, Backward]:
@@ -349,10 +350,23 @@ def _stream(name: str, entry: Any) -> tuple[int, int]:
     return seed, counter
 
 
-def receive_grad(backend: Backend, grad: Array, y: Array, *, relu: bool = False) -> Array:
-    """The door of ``backward``: ``grad`` on the backend, shaped and typed like the output ``y``.
+class Outline(NamedTuple):
+    """What is left of an output whose elements no backward pass needs."""
 
-    With ``relu``, y is max(h, 0) and the gradient with respect to h is returned.
+    shape: Shape
+    dtype: Any
+
+
+def kept(y: Array, relu: bool = False) -> Any:
+    """What backward must know of the output y: all of it only for the mask of a ReLU."""
+    return y if relu else Outline(y.shape, y.dtype)
+
+
+def receive_grad(backend: Backend, grad: Array, y: Any, *, relu: bool = False) -> Array:
+    """The door of ``backward``: ``grad`` on the backend, shaped and typed like the output.
+
+    ``y`` is the output or, without ``relu``, its outline. With ``relu``, y is max(h, 0) and the
+    gradient with respect to h is returned.
     """
     grad = moved_in(backend, "grad_output", grad)
     check_shape("grad_output", grad.shape, y.shape, "like the layer's output")

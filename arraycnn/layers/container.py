@@ -5,7 +5,8 @@ from typing import Any, overload
 
 from arraycnn.backends import BackendLike, get_backend
 from arraycnn.layers.activation import ReLU
-from arraycnn.layers.base import AffineLayer, Backward, Layer, receive_grad
+from arraycnn.layers.base import Backward, Layer, RectifiedLayer, kept, receive_grad
+from arraycnn.layers.pooling import MaxPool
 from arraycnn.random import seed_of
 from arraycnn.types import Array, Shape
 
@@ -64,12 +65,19 @@ class Sequential(Layer):
         return y
 
     def _steps(self) -> Iterator[tuple[Any, bool]]:
-        """The layers, a ReLU taken together with the affine layer before it."""
-        following = (*self.layers[1:], None)
+        """The layers, a ReLU taken together with the layer before it where that can do it.
+
+        max(·, 0) is monotone, so it may come after a max pooling instead of before, where there is
+        less to do: max(relu(x)) = relu(max(x)), and the gradients are the same.
+        """
+        layers = list(self.layers)
+        for index in range(1, len(layers) - 1):
+            if type(layers[index]) is ReLU and isinstance(layers[index + 1], MaxPool):
+                layers[index : index + 2] = layers[index + 1], layers[index]
         fused = False
-        for layer, after in zip(self.layers, following, strict=True):
+        for layer, after in zip(layers, [*layers[1:], None], strict=True):
             if not fused:
-                fused = type(after) is ReLU and isinstance(layer, AffineLayer)
+                fused = type(after) is ReLU and isinstance(layer, RectifiedLayer)
                 yield layer, fused
             else:
                 fused = False
@@ -113,7 +121,7 @@ class Sequential(Layer):
         return f"Sequential({', '.join(map(repr, self.layers))})"
 
 
-class Residual(Layer):
+class Residual(RectifiedLayer):
     """y = body(x) + shortcut(x), by default x itself (He et al., "Deep residual learning", 2016).
 
     Args:
@@ -136,21 +144,22 @@ class Residual(Layer):
         self.shortcut = shortcut
         adopt(self, seed, backend)
 
-    def forward(self, x: Array) -> tuple[Array, Backward]:
+    def forward(self, x: Array, *, relu: bool = False) -> tuple[Array, Backward]:
         backend, x = self.receive(x)
         self._check(x.shape)
         x = backend.batch_last(x)
         y, body_backward = self.body.forward(x)
         branches = [(self.body, body_backward)]
         if self.shortcut is None:
-            y = backend.add(y, x)
+            y = backend.add(y, x, relu)
         else:
             z, shortcut_backward = self.shortcut.forward(x)
             branches.append((self.shortcut, shortcut_backward))
-            y = backend.add(y, z)
+            y = backend.add(y, z, relu)
+        output = kept(y, relu)
 
         def backward(grad_y: Array, *, input_grad: bool = True) -> Array | None:
-            delta = backend.batch_last(receive_grad(backend, grad_y, y))
+            delta = backend.batch_last(receive_grad(backend, grad_y, output, relu=relu))
             if not input_grad:
                 for layer, branch in branches:
                     if layer.parameters():
@@ -161,11 +170,11 @@ class Residual(Layer):
 
         return y, backward
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, *, relu: bool = False) -> Array:
         backend, x = self.receive(x)
         self._check(x.shape)
         x = backend.batch_last(x)
-        return backend.add(self.body(x), x if self.shortcut is None else self.shortcut(x))
+        return backend.add(self.body(x), x if self.shortcut is None else self.shortcut(x), relu)
 
     def leaves(self, input_shape: Shape) -> Iterator[tuple[str, Layer, Shape]]:
         for name, layer in self.children():

@@ -18,12 +18,12 @@ from arraycnn.geometry import (
     transposed_window,
 )
 from arraycnn.init import check_init, initial_weight
-from arraycnn.layers.base import AffineLayer, Backward, Parameter, float_dtype, receive_grad
+from arraycnn.layers.base import RectifiedLayer, Backward, Parameter, float_dtype, kept, receive_grad
 from arraycnn.random import seed_of
 from arraycnn.types import Array, Shape
 
 
-class ConvBase(AffineLayer):
+class ConvBase(RectifiedLayer):
     """What convolutions and transposed convolutions share: kernels, bias and their gradients."""
 
     ndim: ClassVar[int]
@@ -118,9 +118,10 @@ class Conv(ConvBase):
         x = backend.batch_last(x)
         weight, bias, groups = self.weight, self.bias, self.groups
         h = backend.convolution(x, weight.data, bias and bias.data, window, groups, relu)
+        output = kept(h, relu)
 
         def backward(grad_h: Array, *, input_grad: bool = True) -> Array | None:
-            delta = backend.batch_last(receive_grad(backend, grad_h, h, relu=relu))
+            delta = backend.batch_last(receive_grad(backend, grad_h, output, relu=relu))
             if bias is not None:
                 bias.add_grad(backend.channel_sum(delta))
             if not input_grad:
@@ -196,9 +197,10 @@ class ConvTranspose(ConvBase):
             h += bias.data.reshape(-1, *(1,) * self.ndim)
         if relu:
             h = backend.relu(h)
+        output = kept(h, relu)
 
         def backward(grad_h: Array, *, input_grad: bool = True) -> Array | None:
-            delta = backend.batch_last(receive_grad(backend, grad_h, h, relu=relu))
+            delta = backend.batch_last(receive_grad(backend, grad_h, output, relu=relu))
             weight.add_grad(backend.convolution_weight_grad(delta, x, weight.shape, window, groups))
             if bias is not None:
                 bias.add_grad(backend.channel_sum(delta))

@@ -7,12 +7,20 @@ from arraycnn.backends import Backend, BackendLike, get_backend
 from arraycnn.functional.dense import check_dense
 from arraycnn.geometry import count_of
 from arraycnn.init import check_init, initial_weight
-from arraycnn.layers.base import AffineLayer, Backward, Layer, Parameter, float_dtype, receive_grad
+from arraycnn.layers.base import (
+    Backward,
+    Layer,
+    Parameter,
+    RectifiedLayer,
+    float_dtype,
+    kept,
+    receive_grad,
+)
 from arraycnn.random import seed_of
 from arraycnn.types import Array, Shape
 
 
-class Dense(AffineLayer):
+class Dense(RectifiedLayer):
     """h = K v + b for every sample v: (N, in_features) → (N, out_features).
 
     Args:
@@ -59,9 +67,10 @@ class Dense(AffineLayer):
         weight, bias = self.weight, self.bias
         check_dense(v, weight.data)
         h = backend.dense(v, weight.data, bias and bias.data, relu)
+        output = kept(h, relu)
 
         def backward(grad_h: Array, *, input_grad: bool = True) -> Array | None:
-            delta = receive_grad(backend, grad_h, h, relu=relu)
+            delta = receive_grad(backend, grad_h, output, relu=relu)
             weight.add_grad(backend.dense_weight_grad(v, delta))
             if bias is not None:
                 bias.add_grad(backend.channel_sum(delta))
@@ -86,12 +95,13 @@ class Flatten(Layer):
 
     def forward(self, x: Array) -> tuple[Array, Backward]:
         backend, x = self.receive(x)
-        x = backend.batch_last(x)
-        y = x.reshape(self.output_shape(x.shape))
+        shape = x.shape
+        y = backend.batch_last(x).reshape(self.output_shape(shape))
+        output = kept(y)
 
         def backward(grad_y: Array) -> Array:
-            delta = receive_grad(backend, grad_y, y)
-            return backend.batch_last(delta).reshape(x.shape)
+            delta = receive_grad(backend, grad_y, output)
+            return backend.batch_last(delta).reshape(shape)
 
         return y, backward
 

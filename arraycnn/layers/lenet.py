@@ -29,7 +29,7 @@ from arraycnn.geometry import (
 )
 from arraycnn.init import check_init, initial_weight
 from arraycnn.layers.activation import Activation, tanh_slope
-from arraycnn.layers.base import Backward, Layer, Parameter, float_dtype, receive_grad
+from arraycnn.layers.base import Backward, Layer, Parameter, float_dtype, kept, receive_grad
 from arraycnn.random import seed_of
 from arraycnn.scalars import any_real
 from arraycnn.types import Array, Shape
@@ -54,7 +54,8 @@ class ConstantPad2d(Layer):
         inner = (..., slice(top, top + x.shape[2]), slice(left, left + x.shape[3]))
         y[...] = self.value
         y[inner] = x
-        return y, lambda grad_y: receive_grad(backend, grad_y, y)[inner]
+        output = kept(y)
+        return y, lambda grad_y: receive_grad(backend, grad_y, output)[inner]
 
     def output_shape(self, input_shape: Shape) -> Shape:
         check_rank("x", input_shape, 2)
@@ -114,9 +115,10 @@ class PartialConv2d(Layer):
         place = backend.asarray([[o] for o in range(outputs)]), backend.asarray(self.connections)
         full[place] = weight.data
         h = backend.convolution(x, full, None, window, 1)
+        output = kept(h)
 
         def backward(grad_h: Array, *, input_grad: bool = True) -> Array | None:
-            delta = backend.batch_last(receive_grad(backend, grad_h, h))
+            delta = backend.batch_last(receive_grad(backend, grad_h, output))
             grad = backend.convolution_weight_grad(x, delta, full.shape, window, 1)
             weight.add_grad(grad[place])
             return backend.convolution_input_grad(delta, full, window, 1) if input_grad else None
@@ -182,9 +184,10 @@ class UnitBias(Layer):
         self.output_shape(x.shape)
         bias = self.bias
         y = backend.xp.add(x, bias.data, out=backend.xp.empty_like(x))  # in the order of x
+        output = kept(y)
 
         def backward(grad_y: Array, *, input_grad: bool = True) -> Array | None:
-            delta = receive_grad(backend, grad_y, y)
+            delta = receive_grad(backend, grad_y, output)
             bias.add_grad(delta.sum(axis=0))
             return delta if input_grad else None
 

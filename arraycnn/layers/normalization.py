@@ -8,12 +8,13 @@ from arraycnn.backends import Backend, BackendLike, get_backend
 from arraycnn.functional.normalization import check_batch, update_running
 from arraycnn.geometry import count_of
 from arraycnn.layers.base import (
-    AffineLayer,
+    RectifiedLayer,
     Backward,
     Buffer,
     Parameter,
     RandomLayer,
     float_dtype,
+    kept,
     receive_grad,
 )
 from arraycnn.random import seed_of
@@ -21,7 +22,7 @@ from arraycnn.scalars import probability, real_of
 from arraycnn.types import Array, Shape
 
 
-class BatchNorm(AffineLayer):
+class BatchNorm(RectifiedLayer):
     """Normalises each channel of (N, C, ...) over batch and positions, any number of dimensions.
 
     `forward` uses the batch's statistics and moves the running ones towards them; inference uses
@@ -76,9 +77,10 @@ class BatchNorm(AffineLayer):
             self.running_mean.data, self.running_var.data, mean, var, count, self.momentum
         )
         self.num_batches_tracked.data += 1
+        output = kept(y, relu)
 
         def backward(grad_y: Array, *, input_grad: bool = True) -> Array | None:
-            delta = backend.batch_last(receive_grad(backend, grad_y, y, relu=relu))
+            delta = backend.batch_last(receive_grad(backend, grad_y, output, relu=relu))
             grad_x, grad_weight, grad_bias = backend.batch_norm_grad(
                 x, mean, inverse_std, weight.data, delta
             )
@@ -127,9 +129,10 @@ class Dropout(RandomLayer):
         p, seed, counter = self.p, self.seed, self.counter
         self.counter += 1
         y = backend.dropout(x, p, seed, counter)
+        output = kept(y)
 
         def backward(grad_y: Array) -> Array:
-            return backend.dropout(receive_grad(backend, grad_y, y), p, seed, counter)
+            return backend.dropout(receive_grad(backend, grad_y, output), p, seed, counter)
 
         return y, backward
 

@@ -14,7 +14,7 @@ from arraycnn.geometry import (
     resolve_padding,
     sizes_of,
 )
-from arraycnn.layers.base import Backward, Layer, receive_grad
+from arraycnn.layers.base import Backward, Layer, RectifiedLayer, kept, receive_grad
 from arraycnn.types import Array, Shape
 
 
@@ -50,7 +50,7 @@ class Pool(Layer):
         return (*input_shape[:2], *self.window(input_shape).output_size)
 
 
-class MaxPool(Pool):
+class MaxPool(Pool, RectifiedLayer):
     """The largest element of each window; see `functional.max_pool2d`.
 
     Args:
@@ -69,17 +69,24 @@ class MaxPool(Pool):
     ) -> None:
         super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
 
-    def forward(self, x: Array) -> tuple[Array, Backward]:
+    def forward(self, x: Array, *, relu: bool = False) -> tuple[Array, Backward]:
         backend, x = self.receive(x)
         window = self.window(x.shape)
-        x = backend.batch_last(x)
-        y = backend.max_pool(x, window)
+        y, winners = backend.max_pool_winners(backend.batch_last(x), window)
+        if relu:
+            y = backend.relu(y)
+        output = kept(y, relu)
 
         def backward(grad_y: Array) -> Array:
-            delta = backend.batch_last(receive_grad(backend, grad_y, y))
-            return backend.max_pool_grad(x, y, delta, window)
+            delta = backend.batch_last(receive_grad(backend, grad_y, output, relu=relu))
+            return backend.max_pool_grad(winners, delta, window)
 
         return y, backward
+
+    def __call__(self, x: Array, *, relu: bool = False) -> Array:
+        backend, x = self.receive(x)
+        y = backend.max_pool(backend.batch_last(x), self.window(x.shape))
+        return backend.relu(y) if relu else y
 
 
 class AvgPool(Pool):
@@ -114,9 +121,10 @@ class AvgPool(Pool):
         )
         y = backend.sum_pool(backend.batch_last(x), window)
         y *= factors
+        output = kept(y)
 
         def backward(grad_y: Array) -> Array:
-            delta = backend.batch_last(receive_grad(backend, grad_y, y))
+            delta = backend.batch_last(receive_grad(backend, grad_y, output))
             return backend.sum_pool_grad(delta * factors, window)
 
         return y, backward
@@ -162,9 +170,10 @@ class AdaptiveAvgPool2d(Layer):
         backend, x = self.receive(x)
         shape, size = x.shape, self.output_size
         y = F.adaptive_avg_pool2d(x, size)
+        output = kept(y)
 
         def backward(grad_y: Array) -> Array:
-            return F.adaptive_avg_pool2d_grad(shape, size, receive_grad(backend, grad_y, y))
+            return F.adaptive_avg_pool2d_grad(shape, size, receive_grad(backend, grad_y, output))
 
         return y, backward
 
@@ -180,9 +189,10 @@ class GlobalAvgPool(Layer):
         backend, x = self.receive(x)
         shape = x.shape
         y = F.global_avg_pool(x)
+        output = kept(y)
 
         def backward(grad_y: Array) -> Array:
-            return F.global_avg_pool_grad(shape, receive_grad(backend, grad_y, y))
+            return F.global_avg_pool_grad(shape, receive_grad(backend, grad_y, output))
 
         return y, backward
 

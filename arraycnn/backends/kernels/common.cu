@@ -10,6 +10,8 @@
 
 typedef long long Index;  // of an element; sizes may exceed 2³¹
 
+using Byte = unsigned char;
+
 // Half precision as storage. CUDA's own __half needs a header that NVRTC does not bring along.
 struct Half {
   unsigned short bits;

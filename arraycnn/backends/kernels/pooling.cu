@@ -2,16 +2,12 @@
 
 #include "common.cu"
 
-// Whether v is the maximum y of its window; a NaN is, wherever it stands.
-template <typename A>
-__device__ inline bool wins(A v, A y) {
-  return v == y || v != v;
-}
-
-// instances: max_pool<float> max_pool<double> max_pool<Half>
-template <typename T>
-__global__ void max_pool(const T* __restrict__ x, T* __restrict__ y, Window w, int channels,
-                         Index batch) {
+// The largest element of each window, and if asked for, which tap it stands at: the first of equals.
+// instances: max_pool<float,Byte> max_pool<double,Byte> max_pool<Half,Byte>
+// instances: max_pool<float,int> max_pool<double,int> max_pool<Half,int>
+template <typename T, typename Tap>
+__global__ void max_pool(const T* __restrict__ x, T* __restrict__ y, Tap* __restrict__ winners,
+                         Window w, int channels, Index batch) {
   const Index plane = volume(w.input) * batch, out = volume(w.output) * batch;
   const Index p = first_index();
   if (p >= out) return;
@@ -19,65 +15,35 @@ __global__ void max_pool(const T* __restrict__ x, T* __restrict__ y, Window w, i
   for (int c = blockIdx.y; c < channels; c += gridDim.y) {
     const T* seen = x + c * plane + place.sample;
     Acc<T> best = 0;
-    bool found = false;
-    for_each_tap(w, place, [&](int, Index position) {
+    int winner = -1;
+    for_each_tap(w, place, [&](int tap, Index position) {
       if (position < 0) return;
       const Acc<T> v = seen[position * batch];
-      if (!found || v > best || v != v) best = v;  // once NaN, no comparison replaces it
-      found = true;
+      const bool first_nan = v != v && best == best;  // once NaN, nothing replaces it
+      if (winner >= 0 && !(v > best) && !first_nan) return;
+      best = v;
+      winner = tap;
     });
     y[c * out + p] = T(best);
+    if (winners) winners[c * out + p] = Tap(winner);
   }
 }
 
-// Where the first maximum of each window stands in the flat input plane.
-// instances: max_pool_indices<float> max_pool_indices<double> max_pool_indices<Half>
-template <typename T>
-__global__ void max_pool_indices(const T* __restrict__ x, const T* __restrict__ y,
-                                 Index* __restrict__ indices, Window w, int channels, Index batch) {
-  const Index plane = volume(w.input) * batch, out = volume(w.output) * batch;
-  const Index p = first_index();
-  if (p >= out) return;
-  const Place place = place_of(p, w.output, batch);
-  for (int c = blockIdx.y; c < channels; c += gridDim.y) {
-    const T* seen = x + c * plane + place.sample;
-    const Acc<T> maximum = y[c * out + p];
-    Index winner = -1;
-    for_each_tap(w, place, [&](int, Index position) {
-      if (winner < 0 && position >= 0 && wins(Acc<T>(seen[position * batch]), maximum))
-        winner = position;
-    });
-    indices[c * out + p] = winner;
-  }
-}
-
-// Each input element collects the gradients of the windows whose first maximum it is.
-// instances: max_pool_grad<float> max_pool_grad<double> max_pool_grad<Half>
-template <typename T>
-__global__ void max_pool_grad(const T* __restrict__ x, const T* __restrict__ y,
-                              const T* __restrict__ grad_y, T* __restrict__ grad_x, Window w,
-                              int channels, Index batch) {
+// Each input element collects the gradients of the windows whose winner it is.
+// instances: max_pool_grad<float,Byte> max_pool_grad<double,Byte> max_pool_grad<Half,Byte>
+// instances: max_pool_grad<float,int> max_pool_grad<double,int> max_pool_grad<Half,int>
+template <typename T, typename Tap>
+__global__ void max_pool_grad(const T* __restrict__ grad_y, const Tap* __restrict__ winners,
+                              T* __restrict__ grad_x, Window w, int channels, Index batch) {
   const Index plane = volume(w.input) * batch, out = volume(w.output) * batch;
   const Index q = first_index();
   if (q >= plane) return;
   const Place place = place_of(q, w.input, batch);
-  const Index here = q / batch;
   for (int c = blockIdx.y; c < channels; c += gridDim.y) {
-    const T* seen = x + c * plane + place.sample;
-    const Acc<T> value = seen[here * batch];
     Acc<T> sum = 0;
     for_each_window(w, place, [&](int tap, Index position) {
-      const Index p = position * batch + place.sample;
-      const Acc<T> maximum = y[c * out + p];
-      if (!wins(value, maximum)) return;
-      // Only a winner, and there are few, looks whether an earlier tap of its window wins too.
-      const Place window_place = place_of(p, w.output, batch);
-      bool first = true;
-      for_each_tap(w, window_place, [&](int other, Index earlier) {
-        if (other < tap && earlier >= 0 && wins(Acc<T>(seen[earlier * batch]), maximum))
-          first = false;
-      });
-      if (first) sum += Acc<T>(grad_y[c * out + p]);
+      const Index p = c * out + position * batch + place.sample;
+      if (int(winners[p]) == tap) sum += Acc<T>(grad_y[p]);
     });
     grad_x[c * plane + q] = T(sum);
   }
