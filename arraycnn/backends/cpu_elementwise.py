@@ -40,9 +40,9 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
         self._each_chunk(sum_up, a.size, passes=3)
         return y
 
-    def relu(self, x: Array) -> Array:
+    def relu(self, x: Array, out: Array | None = None) -> Array:
         x = self.batch_last(x)
-        y = self.empty(x.shape, x.dtype)
+        y = self.empty(x.shape, x.dtype) if out is None else out
         source, target = _flat(x), _flat(y)
 
         def rectify(part: slice) -> None:

@@ -149,11 +149,11 @@ class CompiledCpuBackend(CpuBackend):
         self.workers.run(compute, -(-parts // each), flops / FLOPS, blas=False)
         return y
 
-    def relu(self, x: Array) -> Array:
+    def relu(self, x: Array, out: Array | None = None) -> Array:
         if x.dtype != np.float32 or not x.size or self._kernels is None:
-            return super().relu(x)
+            return super().relu(x, out)
         x = self.batch_last(x)
-        y = self.empty(x.shape, np.float32)
+        y = self.empty(x.shape, np.float32) if out is None else out
         source, target = (buffer_of(a).reshape(-1) for a in (x, y))
         compiled = self._kernels.relu.compiled
         self._each_run(lambda *part: compiled(source, target, *part), x.size, passes=2)

@@ -180,10 +180,11 @@ class CudaPointwise(Launching, PointwisePrimitives):
             return batch_view(super().add(buffer_of(a), buffer_of(b), relu))
         return super().add(a, b, relu)
 
-    def relu(self, x: Array) -> Array:
-        if x.ndim > 1 and buffer_of(x).flags.c_contiguous:  # CuPy's functions return C order
+    def relu(self, x: Array, out: Array | None = None) -> Array:
+        # CuPy's functions return C order.
+        if out is None and x.ndim > 1 and buffer_of(x).flags.c_contiguous:
             return batch_view(super().relu(buffer_of(x)))
-        return super().relu(x)
+        return super().relu(x, out)
 
     def relu_grad(self, y: Array, grad_output: Array) -> Array:
         element = self._element(y, grad_output)

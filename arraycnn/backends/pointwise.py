@@ -20,9 +20,9 @@ class PointwisePrimitives(Layout):
             self.xp.maximum(y, 0, out=y)
         return y
 
-    def relu(self, x: Array) -> Array:
-        """max(x, 0)."""
-        return self.xp.maximum(x, 0)
+    def relu(self, x: Array, out: Array | None = None) -> Array:
+        """max(x, 0), in a new array or in ``out``, batch last, which may be x."""
+        return self.xp.maximum(x, 0, out=out)
 
     def relu_grad(self, y: Array, grad_output: Array) -> Array:
         """The gradient passes where the output y = max(x, 0) is positive."""

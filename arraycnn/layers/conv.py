@@ -196,7 +196,7 @@ class ConvTranspose(ConvBase):
         if bias is not None:
             h += bias.data.reshape(-1, *(1,) * self.ndim)
         if relu:
-            h = backend.relu(h)
+            backend.relu(h, out=h)
         output = kept(h, relu)
 
         def backward(grad_h: Array, *, input_grad: bool = True) -> Array | None:

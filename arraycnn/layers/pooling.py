@@ -74,7 +74,7 @@ class MaxPool(Pool, RectifiedLayer):
         window = self.window(x.shape)
         y, winners = backend.max_pool_winners(backend.batch_last(x), window)
         if relu:
-            y = backend.relu(y)
+            backend.relu(y, out=y)
         output = kept(y, relu)
 
         def backward(grad_y: Array) -> Array:
@@ -86,7 +86,7 @@ class MaxPool(Pool, RectifiedLayer):
     def __call__(self, x: Array, *, relu: bool = False) -> Array:
         backend, x = self.receive(x)
         y = backend.max_pool(backend.batch_last(x), self.window(x.shape))
-        return backend.relu(y) if relu else y
+        return backend.relu(y, out=y) if relu else y
 
 
 class AvgPool(Pool):
