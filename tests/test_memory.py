@@ -8,7 +8,14 @@ import threading
 import numpy as np
 import pytest
 
-from arraycnn.backends.memory import ALIGNMENT, GRAIN, SMALLEST, BlockPool, Scratch
+from arraycnn.backends.memory import (
+    ALIGNMENT,
+    GRAIN,
+    SEGMENT,
+    SMALLEST,
+    BlockPool,
+    Scratch,
+)
 
 LARGE = SMALLEST  # bytes from which on memory is recycled
 
@@ -17,9 +24,13 @@ def address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 
 
+def unused(pool: BlockPool) -> int:
+    return sum(stop - start for segment in pool._segments for start, stop in segment.gaps)
+
+
 @pytest.fixture
 def pool() -> BlockPool:
-    return BlockPool(16 * LARGE)
+    return BlockPool(SEGMENT)
 
 
 class TestBlocks:
@@ -53,11 +64,28 @@ class TestBlocks:
         first, second = (pool.empty((LARGE,), np.uint8) for _ in range(2))
         assert not np.shares_memory(first, second)
 
+    def test_what_returns_grows_together(self, pool: BlockPool) -> None:
+        order = np.random.default_rng(0).permutation(8)
+        blocks = {number: pool.empty((LARGE,), np.uint8) for number in range(8)}
+        start = address(blocks[0])
+        for number in order:
+            del blocks[number]
+        assert address(pool.empty((8 * LARGE,), np.uint8)) == start
+        assert len(pool._segments) == 1
+
+    def test_a_gap_serves_what_fits_and_keeps_the_rest(self, pool: BlockPool) -> None:
+        first, second, third = (pool.empty((2 * LARGE,), np.uint8) for _ in range(3))
+        place = address(second)
+        del second
+        small = [pool.empty((LARGE,), np.uint8) for _ in range(2)]
+        assert [address(one) for one in small] == [place, place + LARGE]
+        assert not any(np.shares_memory(one, other) for one in small for other in (first, third))
+
     def test_no_more_than_the_capacity_is_kept(self) -> None:
-        pool = BlockPool(2 * LARGE)
-        blocks = [pool.empty((LARGE,), np.uint8) for _ in range(5)]
+        pool = BlockPool(2 * SEGMENT)
+        blocks = [pool.empty((SEGMENT,), np.uint8) for _ in range(5)]
         del blocks
-        assert sum(len(kept) for kept in pool._free.values()) == 2
+        assert unused(pool) == 2 * SEGMENT
 
 
 VIEWS = {
@@ -98,8 +126,9 @@ class TestWhatIsStillReferredTo:
         cycle: list[object] = [pool.empty((LARGE,), np.uint8)]
         cycle.append(cycle)
         del cycle
+        before = unused(pool)
         gc.collect()
-        assert pool._kept == LARGE
+        assert unused(pool) == before + LARGE
 
     def test_collecting_garbage_while_giving_back_does_not_wait_for_itself(
         self, pool: BlockPool
@@ -115,6 +144,9 @@ class TestWhatIsStillReferredTo:
 
         threading.Thread(target=drop, daemon=True).start()
         assert done.wait(10)
+        place = pool.empty((LARGE,), np.uint8)  # puts back what had to wait
+        assert unused(pool) + LARGE == SEGMENT
+        del place
 
 
 def test_threads_never_get_the_same_block(pool: BlockPool) -> None:

@@ -397,9 +397,7 @@ def max_pool_pairs_grad(winners: Any, delta: Any, grad: Any, start: int, stop: i
 
 
 @kernel(_TAPS, _given(4), _made(4), _NUMBERS, _INT, _INT)
-def max_pool_grad(
-    winners: Any, delta: Any, grad: Any, window: Any, start: int, stop: int
-) -> None:
+def max_pool_grad(winners: Any, delta: Any, grad: Any, window: Any, start: int, stop: int) -> None:
     """Each window's gradient goes to its winner; ``window`` as for `max_pool`."""
     height, width = grad.shape[1], grad.shape[2]
     zero = float32(0)

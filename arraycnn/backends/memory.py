@@ -9,6 +9,8 @@ and when the last of them is gone the block returns. What anyone still refers to
 import math
 import os
 import threading
+from bisect import bisect
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -18,15 +20,20 @@ from arraycnn.types import Array, Shape
 SMALLEST = 256 << 10  # below this, malloc reuses memory by itself
 GRAIN = 64 << 10
 ALIGNMENT = 64
+SEGMENT = 32 << 20  # bytes that are asked from the system at a time, at least
 
 
 class BlockPool:
-    """Arrays in blocks that are kept for reuse up to ``capacity`` bytes."""
+    """Arrays in blocks of a few segments of memory; up to ``capacity`` unused bytes are kept.
+
+    A block is cut from the first gap that is large enough, and returned ones grow together again:
+    what the deep layers of a network needed serves the wide ones.
+    """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self._free: dict[int, list[Array]] = {}
-        self._kept = 0
+        self._segments: list[_Segment] = []
+        self._returned: deque[tuple[_Segment, int, int]] = deque()
         self._forget()
         os.register_at_fork(after_in_child=self._forget)
 
@@ -36,32 +43,78 @@ class BlockPool:
         nbytes = math.prod(shape) * dtype.itemsize
         if nbytes < SMALLEST:
             return np.empty(shape, dtype)
-        block = np.asarray(_Lease(self, self._take(-(-nbytes // GRAIN) * GRAIN)))
+        block = np.asarray(self._take(-(-nbytes // GRAIN) * GRAIN))
         return block[:nbytes].view(dtype).reshape(shape)
 
-    def _take(self, size: int) -> Array:
+    def _take(self, size: int) -> "_Lease":
         with self._lock:
-            blocks = self._free.get(size)
-            if blocks:
-                self._kept -= size
-                return blocks.pop()
-        raw = np.empty(size + ALIGNMENT, np.uint8)
-        start = -raw.ctypes.data % ALIGNMENT
-        return raw[start : start + size]
+            self._put_back()
+            for segment in self._segments:
+                start = segment.cut(size)
+                if start is not None:
+                    return _Lease(self, segment, start, size)
+            segment = _Segment(max(size, SEGMENT))
+            self._segments.append(segment)
+            segment.cut(size)
+            return _Lease(self, segment, 0, size)
+
+    def give_back(self, segment: "_Segment", start: int, stop: int) -> None:
+        """Take a block that nobody refers to any more.
+
+        The garbage collector may call this at any moment, also while this very thread holds the
+        lock: then the block waits until the lock is free.
+        """
+        self._returned.append((segment, start, stop))
+        if self._lock.acquire(blocking=False):
+            try:
+                self._put_back()
+            finally:
+                self._lock.release()
+
+    def _put_back(self) -> None:
+        """Join the returned blocks to the gaps, and drop unused segments above the capacity."""
+        while self._returned:
+            segment, start, stop = self._returned.popleft()
+            segment.join(start, stop)
+            unused = sum(stop - start for one in self._segments for start, stop in one.gaps)
+            if unused > self.capacity and segment.is_unused:
+                self._segments.remove(segment)
 
     def _forget(self) -> None:
-        """Make the lock anew: in a forked child another thread's hold on it would never end.
+        """Make the lock anew: in a forked child another thread's hold on it would never end."""
+        self._lock = threading.Lock()
 
-        It is reentrant because the garbage collector may end a lease while it is held.
-        """
-        self._lock = threading.RLock()
 
-    def give_back(self, block: Array) -> None:
-        """Take a block that nobody refers to any more; dropped where there is no room for it."""
-        with self._lock:
-            if self._kept + block.size <= self.capacity:
-                self._free.setdefault(block.size, []).append(block)
-                self._kept += block.size
+class _Segment:
+    """Memory and the gaps in it: (start, stop) in order, no two of them touching."""
+
+    def __init__(self, size: int) -> None:
+        raw = np.empty(size + ALIGNMENT, np.uint8)
+        start = -raw.ctypes.data % ALIGNMENT
+        self.memory = raw[start : start + size]
+        self.gaps = [(0, size)]
+
+    @property
+    def is_unused(self) -> bool:
+        return self.gaps == [(0, self.memory.size)]
+
+    def cut(self, size: int) -> int | None:
+        """Where ``size`` bytes have been taken from the first gap that has them."""
+        for index, (start, stop) in enumerate(self.gaps):
+            if stop - start >= size:
+                self.gaps[index : index + 1] = [(start + size, stop)] * (stop - start > size)
+                return start
+        return None
+
+    def join(self, start: int, stop: int) -> None:
+        """Make a gap, one with its neighbours."""
+        index = bisect(self.gaps, (start, stop))
+        if index < len(self.gaps) and self.gaps[index][0] == stop:
+            stop = self.gaps.pop(index)[1]
+        if index and self.gaps[index - 1][1] == start:
+            index -= 1
+            start = self.gaps.pop(index)[0]
+        self.gaps.insert(index, (start, stop))
 
 
 class _Lease:
@@ -73,12 +126,12 @@ class _Lease:
 
     __slots__ = ("__array_interface__", "_block", "_pool")
 
-    def __init__(self, pool: BlockPool, block: Array) -> None:
-        self._pool, self._block = pool, block
-        self.__array_interface__ = block.__array_interface__
+    def __init__(self, pool: BlockPool, segment: _Segment, start: int, size: int) -> None:
+        self._pool, self._block = pool, (segment, start, start + size)
+        self.__array_interface__ = segment.memory[start : start + size].__array_interface__
 
     def __del__(self) -> None:
-        self._pool.give_back(self._block)
+        self._pool.give_back(*self._block)
 
 
 class Scratch(threading.local):

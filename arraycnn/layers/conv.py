@@ -18,7 +18,14 @@ from arraycnn.geometry import (
     transposed_window,
 )
 from arraycnn.init import check_init, initial_weight
-from arraycnn.layers.base import RectifiedLayer, Backward, Parameter, float_dtype, kept, receive_grad
+from arraycnn.layers.base import (
+    RectifiedLayer,
+    Backward,
+    Parameter,
+    float_dtype,
+    kept,
+    receive_grad,
+)
 from arraycnn.random import seed_of
 from arraycnn.types import Array, Shape
 
