@@ -22,9 +22,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from agreement import check
 from engines import chosen, command_line, machine, parse, save
 from floors import Ceilings, ceilings
-from measure import Tasks, check, compare, measure
+from measure import Tasks, compare, measure
 from operations import Operation, arraycnn_tasks, torch_tasks
 
 OPERATIONS = [

@@ -2,30 +2,35 @@
 
     python benchmarks/train_step.py [--engines all] [--dezero FOLDER] [--memory] [--json FILE]
 
-Every engine runs in a process of its own, all of them at hand at once; a round lets each one
-take its turn, so that drifts of a noisy machine meet all alike. Quoted are the median of the
-rounds; the ratio to the faster of PyTorch's two eager modes in the same round, as median and
-quartiles; and how many floors that is. The floor of a network is the sum of those of its
-convolutions and dense layers (see `floors.py`): one each for inference; for a training step one
-more for each gradient, except the first layer's input gradient. At best, all else is done in passing.
+Every engine runs in a process of its own, all of them at hand at once; a round lets each one take
+its turn, so that drifts of a noisy machine meet all alike. Quoted are
 
-The engines are arraycnn with NumPy alone and with Numba (arraycnn-fast), PyTorch eager, in the
-channels_last format and through torch.compile, JAX, with the whole step compiled, and DeZero. They
-start from the same weights and get the same images; --check shows that they then compute the same.
-Those that need long to compile are measured on demand, those that are not installed are left out.
-Peak memory is what five steps add to a process that has run one with a single image.
+- the median of the rounds, in milliseconds;
+- the ratio to the faster of PyTorch's two eager modes in the same round: its median, and in
+  brackets its quartiles;
+- how many floors the median is: for inference the sum of the floors of all convolutions and dense
+  layers, for a training step as much again for each gradient, but for the first layer's input
+  gradient (see `floors.py`);
+- with --memory, by how much five steps raise the peak of a fresh process that has run one with a
+  single image before.
+
+The engines are arraycnn with NumPy alone and with Numba (arraycnn-fast); PyTorch eager, in the
+channels_last format and through torch.compile; JAX, the step compiled as a whole; and DeZero. They
+start from the same weights and get the same images; --check shows that they compute the same. Those
+that are not installed are left out.
 
 On a machine that others use too, wall times say little: --processor-time measures one thread's
-processor time instead. With fewer threads than processors, all engines keep to the same ones.
+processor time instead. With fewer threads than processors, all engines keep to the same processors.
 """
 
 import math
 import sys
 from functools import partial
 
+from agreement import check
 from engines import chosen, command_line, machine, parse
 from floors import Ceilings, ceilings, taps_inside
-from measure import Tasks, check, measure
+from measure import Tasks, measure
 from workloads import WORKLOADS, Workload, arraycnn_model, arraycnn_steps, torch_steps
 
 

@@ -36,10 +36,10 @@ def test_a_row_for_every_task(tmp_path: Path, script: str, name: str, tasks: lis
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["train_step", "conv_ops"])
-def test_results_agree_with_themselves(script: str) -> None:
-    process = run(script, "--check", "--only", "64")
+def test_every_network_and_operation_runs(script: str) -> None:
+    process = run(script, "--check")
     assert process.returncode == 0, process.stdout + process.stderr
-    assert "arraycnn" in process.stdout
+    assert not process.stderr
 
 
 @pytest.mark.parametrize(
