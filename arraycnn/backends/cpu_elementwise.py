@@ -1,6 +1,8 @@
 """Dense, pooling, ReLU and batch norm on the CPU: few passes, in chunks that stay in cache."""
 
+import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -177,7 +179,7 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
                 total += np.vecdot(centred, centred)
             var[channels] = total / rows.shape[1]
 
-        self._each_channels(measure, rows.shape, passes=3)
+        self._each_channels(measure, rows.shape, passes=3, blas=True)
         return mean, var
 
     def scale_shift(self, x: Array, scale: Array, shift: Array, relu: bool = False) -> Array:
@@ -202,7 +204,7 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
         def add(channels: slice) -> None:
             total[channels] = _row_sums(rows[channels])
 
-        self._each_channels(add, rows.shape, passes=1)
+        self._each_channels(add, rows.shape, passes=1, blas=True)
         return total
 
     def batch_norm_grad(
@@ -231,7 +233,7 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
                 np.add(centred, offset[:, None], out=centred)
                 np.add(part, centred, out=part)
 
-        self._each_channels(differentiate, source.shape, passes=8)
+        self._each_channels(differentiate, source.shape, passes=8, blas=True)
         return grad, grad_scale, grad_shift
 
     def _centred(self, part: Array, mean: Array) -> Array:
@@ -253,16 +255,20 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
             lambda index: function(slice(index * CHUNK, min(size, (index + 1) * CHUNK))),
             parts,
             size * passes * SECONDS,
+            blas=False,
         )
 
-    def _each_channels(self, function: Callable[[slice], None], shape: Shape, passes: int) -> None:
+    def _each_channels(
+        self, function: Callable[[slice], None], shape: Shape, passes: int, blas: bool = False
+    ) -> None:
         """Call ``function`` for slices of the first dimension, each about a chunk of elements."""
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         step = max(1, CHUNK // max(1, size // max(1, shape[0])))
         self.workers.run(
             lambda index: function(slice(index * step, min(shape[0], (index + 1) * step))),
             -(-shape[0] // step),
             size * passes * SECONDS,
+            blas,
         )
 
 
@@ -276,6 +282,7 @@ def _bits(x: Array) -> Array:
     return x.view(f"i{x.dtype.itemsize}")
 
 
+@lru_cache(maxsize=512)
 def is_partition(window: Window) -> bool:
     """Whether the windows lie side by side inside the input, none overlapping another."""
     return (

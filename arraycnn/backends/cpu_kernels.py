@@ -110,6 +110,21 @@ def _largest_half(size: int, limit: int) -> int:
 _block_of = register_jitable(_largest_half)
 
 
+@kernel(types.Array(types.float32, 3, "A", readonly=True), _made(1))
+def pack(kernels: Any, packed: Any) -> None:
+    """Kernels (G, outputs/G, inputs/G·taps) in blocks of outputs, which become neighbours."""
+    outputs, done = kernels.shape[1], 0
+    for group in range(kernels.shape[0]):
+        first = 0
+        while first < outputs:
+            block = _block_of(outputs - first, ROWS)
+            for tap in range(kernels.shape[2]):
+                for output in range(first, first + block):
+                    packed[done] = kernels[group, output, tap]
+                    done += 1
+            first += block
+
+
 @kernel(
     _given(4), _given(1), _given(1), _made(4), _INT, _TABLE, _TABLE, _NUMBERS, _NUMBERS,
     _INT, _INT, _BOOL,
@@ -291,6 +306,15 @@ def batch_norm_grad(
         seen, slopes, target = x[row], delta[row], grad[row]
         for i in range(length):
             target[i] = slopes[i] * factor + ((seen[i] - middle) * slope + offset)
+
+
+@kernel(_given(2), _given(1), _given(1), _made(1), _BOOL, sums=True)
+def dense_sample(w: Any, x: Any, bias: Any, h: Any, relu: bool) -> None:
+    for output in range(h.size):
+        total, weights = bias[output], w[output]
+        for i in range(weights.size):
+            total += weights[i] * x[i]
+        h[output] = float32(0) if relu and total < float32(0) else total
 
 
 @kernel(_given(1), _made(1), _INT, _INT)

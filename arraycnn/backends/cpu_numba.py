@@ -129,7 +129,8 @@ class CompiledCpuBackend(CpuBackend):
         size = window.input_size if adjoint else window.output_size
         y = self.empty((batch, groups * outputs, *size), np.float32)
         source, target = _planes(x, window), _planes(y, window)
-        packed = _packed(kernels, self._kernels.ROWS)
+        packed = np.empty(kernels.size, np.float32)
+        self._kernels.pack.compiled(kernels.reshape(groups, outputs, -1), packed)
         offsets = np.zeros(groups * outputs, np.float32)
         if bias is not None:
             offsets = np.ascontiguousarray(bias)
@@ -148,6 +149,15 @@ class CompiledCpuBackend(CpuBackend):
 
         self.workers.run(compute, -(-parts // each), flops / FLOPS, blas=False)
         return y
+
+    def dense(self, x: Array, weight: Array, bias: Array | None, relu: bool = False) -> Array:
+        # One sample is too little work for setting BLAS to one thread.
+        if x.shape[0] != 1 or not self._in_line(x, weight) or not weight.size:
+            return super().dense(x, weight, bias, relu)
+        h = np.empty(weight.shape[0], np.float32)
+        offsets = np.zeros_like(h) if bias is None else np.ascontiguousarray(bias)
+        self._kernels.dense_sample.compiled(weight, x.reshape(-1), offsets, h, relu)
+        return h.reshape(1, -1)
 
     def relu(self, x: Array, out: Array | None = None) -> Array:
         if x.dtype != np.float32 or not x.size or self._kernels is None:
@@ -316,11 +326,13 @@ class CompiledCpuBackend(CpuBackend):
 
     def _suits(self, *images: Array, others: tuple[Array, ...] = ()) -> bool:
         """Whether there are kernels for such arrays; images must be in batch-last memory."""
-        return (
-            all(a.dtype == np.float32 and a.size for a in (*images, *others))
-            and all(buffer_of(a).flags.c_contiguous for a in images)
-            and self._kernels is not None
-        )
+        for array in images + others:
+            if array.dtype != np.float32 or not array.size:
+                return False
+        for image in images:
+            if not buffer_of(image).flags.c_contiguous:
+                return False
+        return self._kernels is not None
 
     def _in_line(self, *arrays: Array) -> bool:
         """Whether arrays of any shape can be updated as rows of float32."""
@@ -434,22 +446,3 @@ def _axis(sizes: tuple[int, ...], adjoint: bool) -> tuple[list[tuple[int, int, i
                 found.append((tap, place))
         table.append((found[0][0], len(found), found[0][1]) if found else (0, 0, 0))
     return table, tap_step, place_step
-
-
-def _packed(kernels: Array, block: int) -> Array:
-    """Kernels (G, outputs/G, inputs/G, *kernel) in blocks of outputs, which are neighbours."""
-    groups, outputs = kernels.shape[:2]
-    rows = kernels.reshape(groups, outputs, -1)
-    pieces = []
-    for group in range(groups):
-        start = 0
-        while start < outputs:
-            size = block
-            while size > outputs - start:
-                size //= 2
-            if size == block:
-                size *= (outputs - start) // block
-            part = rows[group, start : start + size].reshape(-1, min(block, size), rows.shape[2])
-            pieces.append(part.swapaxes(1, 2).ravel())
-            start += size
-    return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]

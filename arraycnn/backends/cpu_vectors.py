@@ -186,8 +186,8 @@ def _correlation_tile(
 
     Arguments: addresses of x, w, bias, y; three counts of taps; their strides in x; their strides
     in w, whose outputs are neighbours; the stride of o in y; whether to take max(y, 0); rows (how
-    many o: `ROWS` or a half, …), vectors (how many l, in `LANES`), and where that is 0, rest (how many
-    l, fewer than `LANES`).
+    many o: `ROWS` or a half, …), vectors (how many l, in `LANES`), and where that is 0, rest (how
+    many l, fewer than `LANES`).
     """
     signature = types.void(*[types.int64] * 18)
 

@@ -7,9 +7,8 @@ shapes alone, never on the number of threads, so results do not either.
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 from threadpoolctl import ThreadpoolController
@@ -45,7 +44,7 @@ class Workers:
         """Call ``part(0)`` … ``part(parts − 1)``, in any order, at once where ``seconds``, a guess
         at the work in all of them, is worth it. ``blas`` says whether they call BLAS."""
         if blas:
-            with _blas.single():
+            with _blas:
                 self.run(part, parts, seconds, blas=False)
             return
         helpers = min(self.count, parts) - 1
@@ -82,7 +81,7 @@ class Workers:
 
 
 class _Blas:
-    """Sets NumPy's BLAS to one thread while somebody computes, and back afterwards."""
+    """A context in which NumPy's BLAS has one thread; afterwards it has as many as before."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -91,8 +90,7 @@ class _Blas:
         self._changed: list[tuple[Any, int]] = []
         os.register_at_fork(after_in_child=self._forget)
 
-    @contextmanager
-    def single(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         with self._lock:
             if self._libraries is None:
                 self._libraries = ThreadpoolController().select(user_api="blas").lib_controllers
@@ -104,18 +102,17 @@ class _Blas:
                 for library, _ in self._changed:
                     library.set_num_threads(1)
             self._inside += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._inside -= 1
-                if not self._inside:
-                    for library, count in self._changed:
-                        library.set_num_threads(count)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                for library, count in self._changed:
+                    library.set_num_threads(count)
 
     def describe(self) -> str:
         """Which BLAS NumPy uses, and for which processor."""
-        with self.single():
+        with self:
             found = [library.info() for library in self._libraries]
         return ", ".join(
             " ".join(filter(None, (i["internal_api"], i["version"], i.get("architecture"))))

@@ -35,13 +35,18 @@ class Sequential(Layer):
                 )
         if not layers:
             raise ValueError("Sequential needs at least one layer")
-        self.layers = layers
+        self._layers = layers
+        self._steps = tuple(_steps(layers))
         adopt(self, seed, backend)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return self._layers
 
     def forward(self, x: Array) -> tuple[Array, Backward]:
         _, y = self.receive(x)
         backwards: list[tuple[Layer, Backward]] = []
-        for layer, relu in self._steps():
+        for layer, relu in self._steps:
             y, backward = layer.forward(y, relu=True) if relu else layer.forward(y)
             backwards.append((layer, backward))
 
@@ -60,27 +65,9 @@ class Sequential(Layer):
 
     def __call__(self, x: Array) -> Array:
         _, y = self.receive(x)
-        for layer, relu in self._steps():
+        for layer, relu in self._steps:
             y = layer(y, relu=True) if relu else layer(y)
         return y
-
-    def _steps(self) -> Iterator[tuple[Any, bool]]:
-        """The layers, a ReLU taken together with the layer before it where that can do it.
-
-        max(·, 0) is monotone, so it may come after a max pooling instead of before, where there is
-        less to do: max(relu(x)) = relu(max(x)), and the gradients are the same.
-        """
-        layers = list(self.layers)
-        for index in range(1, len(layers) - 1):
-            if type(layers[index]) is ReLU and isinstance(layers[index + 1], MaxPool):
-                layers[index : index + 2] = layers[index + 1], layers[index]
-        fused = False
-        for layer, after in zip(layers, [*layers[1:], None], strict=True):
-            if not fused:
-                fused = type(after) is ReLU and isinstance(layer, RectifiedLayer)
-                yield layer, fused
-            else:
-                fused = False
 
     def children(self) -> Iterator[tuple[str, Layer]]:
         return ((str(index), layer) for index, layer in enumerate(self.layers))
@@ -119,6 +106,25 @@ class Sequential(Layer):
 
     def __repr__(self) -> str:
         return f"Sequential({', '.join(map(repr, self.layers))})"
+
+
+def _steps(layers: tuple[Layer, ...]) -> Iterator[tuple[Any, bool]]:
+    """The layers, a ReLU taken together with the layer before it where that can do it.
+
+    max(·, 0) is monotone, so it may come after a max pooling instead of before, where there is
+    less to do: max(relu(x)) = relu(max(x)), and the gradients are the same.
+    """
+    order = list(layers)
+    for index in range(1, len(order) - 1):
+        if type(order[index]) is ReLU and isinstance(order[index + 1], MaxPool):
+            order[index : index + 2] = order[index + 1], order[index]
+    fused = False
+    for layer, after in zip(order, [*order[1:], None], strict=True):
+        if not fused:
+            fused = type(after) is ReLU and isinstance(layer, RectifiedLayer)
+            yield layer, fused
+        else:
+            fused = False
 
 
 class Residual(RectifiedLayer):

@@ -19,9 +19,9 @@ from arraycnn.geometry import (
 )
 from arraycnn.init import check_init, initial_weight
 from arraycnn.layers.base import (
-    RectifiedLayer,
     Backward,
     Parameter,
+    RectifiedLayer,
     float_dtype,
     kept,
     receive_grad,
@@ -140,6 +140,13 @@ class Conv(ConvBase):
             return grad_x
 
         return h, backward
+
+    def __call__(self, x: Array, *, relu: bool = False) -> Array:
+        backend, x = self.receive(x)
+        window, bias = self._window(x.shape), self.bias
+        return backend.convolution(
+            backend.batch_last(x), self.weight.data, bias and bias.data, window, self.groups, relu
+        )
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return (input_shape[0], self.out_channels, *self._window(input_shape).output_size)

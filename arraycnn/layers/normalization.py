@@ -8,11 +8,11 @@ from arraycnn.backends import Backend, BackendLike, get_backend
 from arraycnn.functional.normalization import check_batch, update_running
 from arraycnn.geometry import count_of
 from arraycnn.layers.base import (
-    RectifiedLayer,
     Backward,
     Buffer,
     Parameter,
     RandomLayer,
+    RectifiedLayer,
     float_dtype,
     kept,
     receive_grad,
