@@ -13,7 +13,7 @@ import arraycnn as ac
 from arraycnn.backends import Backend
 from arraycnn.layers import Layer
 
-AFFINE = [
+RECTIFIED = [
     ("Conv2d(2, 3, 3, padding=1)", (3, 2, 4, 5)),
     ("Conv2d(2, 3, 1, bias=False)", (3, 2, 4, 5)),
     ("Conv2d(2, 4, 3, stride=2, groups=2)", (3, 2, 5, 5)),
@@ -22,6 +22,10 @@ AFFINE = [
     ("BatchNorm(5)", (4, 5)),
     ("Dense(6, 4)", (5, 6)),
     ("Dense(6, 4, bias=False)", (5, 6)),
+    ("MaxPool2d(2)", (3, 2, 4, 5)),
+    ("MaxPool2d(3, stride=2, padding=1)", (3, 2, 5, 5)),
+    ("Residual(Conv2d(2, 2, 3, padding=1))", (3, 2, 4, 5)),
+    ("Residual(Conv2d(2, 3, 1), shortcut=Conv2d(2, 3, 1))", (3, 2, 4, 5)),
 ]
 
 
@@ -44,8 +48,8 @@ def grads(backend: Backend, layer: Layer) -> list[np.ndarray]:
 
 
 class TestSequential:
-    @pytest.mark.parametrize(("text", "shape"), AFFINE)
-    def test_a_relu_after_an_affine_layer_is_a_relu(
+    @pytest.mark.parametrize(("text", "shape"), RECTIFIED)
+    def test_a_relu_that_is_part_of_another_layer_is_a_relu(
         self, backend: Backend, text: str, shape: tuple[int, ...]
     ) -> None:
         layer, relu, x = make(text, backend), ac.ReLU(), normal(backend, shape)
@@ -66,12 +70,53 @@ class TestSequential:
             backend.to_numpy(network(x)), backend.to_numpy(relu(layer(x)))
         )
 
-    @pytest.mark.parametrize(("text", "shape"), AFFINE)
+    @pytest.mark.parametrize(("text", "shape"), RECTIFIED)
     def test_gradients_through_a_fused_relu(
         self, backend: Backend, text: str, shape: tuple[int, ...]
     ) -> None:
         network = make(f"Sequential({text}, ReLU(), ReLU(), Sigmoid())", backend)
         ac.gradcheck(network, normal(backend, shape))
+
+    @pytest.mark.parametrize("pool", ["MaxPool2d(2)", "MaxPool2d(3, stride=1, padding=1)"])
+    def test_a_relu_before_max_pooling_may_come_after_it(self, backend: Backend, pool: str) -> None:
+        network = make(f"Sequential(Tanh(), ReLU(), {pool})", backend)
+        x = np.random.default_rng(0).integers(-2, 3, (3, 2, 6, 6)).astype(float)  # with ties
+        x[0, 0, 0, :4] = np.nan, -np.inf, np.inf, 0
+        y, backward = network.forward(put(backend, x))
+        grad_y = normal(backend, y.shape)
+        expected, backwards = put(backend, x), []
+        for layer in network:
+            expected, one = layer.forward(expected)
+            backwards.insert(0, one)
+        grad = grad_y
+        for one in backwards:
+            grad = one(grad)
+        for found in (y, network(put(backend, x))):
+            np.testing.assert_array_equal(backend.to_numpy(found), backend.to_numpy(expected))
+        np.testing.assert_array_equal(backend.to_numpy(backward(grad_y)), backend.to_numpy(grad))
+
+    @pytest.mark.parametrize("relu", ["", ", ReLU()"])
+    @pytest.mark.parametrize("conv", ["Conv2d(2, 4, 3, groups=2)", "Conv1d(2, 4, 3, bias=False)"])
+    def test_inference_of_a_convolution_does_its_batch_norm_too(
+        self, backend: Backend, conv: str, relu: str
+    ) -> None:
+        network = make(f"Sequential({conv}, BatchNorm(4){relu}, Tanh())", backend)
+        shape = (3, 2, 5, 6)[: 2 + len(network[0].kernel_size)]
+        for seed in range(2):  # the running statistics move
+            x = normal(backend, shape, seed)
+            expected = x
+            for layer in network:
+                expected = layer(expected)
+            assert_close(backend.to_numpy(network(x)), backend.to_numpy(expected), 1e-13)
+            network.forward(x)
+
+    def test_a_batch_norm_that_does_not_fit_its_convolution_says_so(self) -> None:
+        network = ac.Sequential(ac.Conv2d(1, 4, 3), ac.BatchNorm(3))
+        with pytest.raises(ValueError, match="num_features is the number of channels"):
+            network(np.zeros((1, 1, 5, 5), np.float32))
+        network = ac.Sequential(ac.Conv2d(1, 4, 3), ac.BatchNorm(4).to(dtype="float64"))
+        with pytest.raises(TypeError, match="dtype of the parameters"):
+            network(np.zeros((1, 1, 5, 5), np.float32))
 
     def test_backwards_of_two_forwards_do_not_disturb_each_other(self, backend: Backend) -> None:
         network = make("Sequential(Conv2d(1, 2, 2), ReLU(), MaxPool2d(2), Flatten())", backend)

@@ -1,11 +1,13 @@
 """Layers made of layers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, overload
 
 from arraycnn.backends import BackendLike, get_backend
 from arraycnn.layers.activation import ReLU
 from arraycnn.layers.base import Backward, Layer, RectifiedLayer, kept, receive_grad
+from arraycnn.layers.conv import Conv
+from arraycnn.layers.normalization import BatchNorm
 from arraycnn.layers.pooling import MaxPool
 from arraycnn.random import seed_of
 from arraycnn.types import Array, Shape
@@ -37,6 +39,7 @@ class Sequential(Layer):
             raise ValueError("Sequential needs at least one layer")
         self._layers = layers
         self._steps = tuple(_steps(layers))
+        self._inference_steps = tuple(_with_norms(self._steps))
         adopt(self, seed, backend)
 
     @property
@@ -65,8 +68,8 @@ class Sequential(Layer):
 
     def __call__(self, x: Array) -> Array:
         _, y = self.receive(x)
-        for layer, relu in self._steps:
-            y = layer(y, relu=True) if relu else layer(y)
+        for layer, options in self._inference_steps:
+            y = layer(y, **options)
         return y
 
     def children(self) -> Iterator[tuple[str, Layer]]:
@@ -125,6 +128,24 @@ def _steps(layers: tuple[Layer, ...]) -> Iterator[tuple[Any, bool]]:
             yield layer, fused
         else:
             fused = False
+
+
+def _with_norms(steps: Iterable[tuple[Any, bool]]) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The layers and options of inference: a convolution does the batch norm after it as well."""
+    rest = list(steps)
+    while rest:
+        layer, relu = rest.pop(0)
+        options: dict[str, Any] = {"relu": True} if relu else {}
+        norm, after = rest[0] if rest else (None, False)
+        if (
+            isinstance(layer, Conv)
+            and not relu
+            and type(norm) is BatchNorm
+            and norm.num_features == layer.out_channels
+        ):
+            options = {"relu": after, "norm": norm}
+            del rest[0]
+        yield layer, options
 
 
 class Residual(RectifiedLayer):

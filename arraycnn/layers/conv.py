@@ -26,6 +26,7 @@ from arraycnn.layers.base import (
     kept,
     receive_grad,
 )
+from arraycnn.layers.normalization import BatchNorm
 from arraycnn.random import seed_of
 from arraycnn.types import Array, Shape
 
@@ -141,12 +142,21 @@ class Conv(ConvBase):
 
         return h, backward
 
-    def __call__(self, x: Array, *, relu: bool = False) -> Array:
+    def __call__(self, x: Array, *, relu: bool = False, norm: BatchNorm | None = None) -> Array:
+        """Inference; with ``norm``, also that of the batch normalisation of its output.
+
+        s·(K v + b) + t = (s·K) v + (s·b + t): scaling the kernels saves a pass over the output.
+        """
+        if norm and (norm.backend, norm.dtype) != (self.backend, self.dtype):
+            return norm(self(x), relu=relu)  # which says what to do about it
         backend, x = self.receive(x)
-        window, bias = self._window(x.shape), self.bias
-        return backend.convolution(
-            backend.batch_last(x), self.weight.data, bias and bias.data, window, self.groups, relu
-        )
+        window = self._window(x.shape)
+        weight, bias = self.weight.data, self.bias and self.bias.data
+        if norm is not None:
+            scale, shift = norm.scale_and_shift()
+            weight = weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
+            bias = shift if bias is None else scale * bias + shift
+        return backend.convolution(backend.batch_last(x), weight, bias, window, self.groups, relu)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return (input_shape[0], self.out_channels, *self._window(input_shape).output_size)

@@ -93,9 +93,12 @@ class BatchNorm(RectifiedLayer):
     def __call__(self, x: Array, *, relu: bool = False) -> Array:
         backend, x = self.receive(x)
         self.output_shape(x.shape)
-        scale = self.weight.data / backend.xp.sqrt(self.running_var.data + self.eps)
-        shift = self.bias.data - self.running_mean.data * scale
-        return backend.scale_shift(backend.batch_last(x), scale, shift, relu)
+        return backend.scale_shift(backend.batch_last(x), *self.scale_and_shift(), relu)
+
+    def scale_and_shift(self) -> tuple[Array, Array]:
+        """What inference does to each channel, scale·x + shift: two arrays (C,)."""
+        scale = self.weight.data / self.backend.xp.sqrt(self.running_var.data + self.eps)
+        return scale, self.bias.data - self.running_mean.data * scale
 
     def output_shape(self, input_shape: Shape) -> Shape:
         if len(input_shape) < 2 or input_shape[1] != self.num_features:
