@@ -443,7 +443,7 @@ def test_results_are_those_of_the_base(name: str, dtype: str, overrider: Backend
 @pytest.mark.parametrize("name", UPDATES)
 def test_updates_are_those_of_the_base(name: str, overrider: Backend) -> None:
     slots, options = UPDATES[name]
-    shapes = [(3, 4), (5,), (), (0, 2), (2, 3, 2, 2)]
+    shapes = [(3, 4), (5,), (), (0, 2), (2, 3, 2, 2), (300, 500)]
 
     def updated(owner: Backend, dtype: str) -> list[np.ndarray]:
         rng = np.random.default_rng(0)

@@ -8,6 +8,7 @@ import numpy as np
 from arraycnn.backends.base import Backend
 from arraycnn.backends.cpu_convolution import CpuConvolution
 from arraycnn.backends.cpu_elementwise import CpuElementwise
+from arraycnn.backends.cpu_updates import CpuUpdates
 from arraycnn.backends.memory import BlockPool, Scratch
 from arraycnn.backends.threads import Workers, describe_blas
 from arraycnn.types import Array, Shape
@@ -15,7 +16,7 @@ from arraycnn.types import Array, Shape
 KEPT_BYTES = 1 << 30  # recycled memory is given back to the system above this
 
 
-class CpuBackend(CpuConvolution, CpuElementwise, Backend):
+class CpuBackend(CpuConvolution, CpuElementwise, CpuUpdates, Backend):
     """NumPy arrays in host memory.
 
     Attributes:
