@@ -13,7 +13,7 @@ import arraycnn as ac
 from arraycnn import functional as F
 from arraycnn.backends.cpu import CpuBackend
 from arraycnn.backends.cpu_numba import CompiledCpuBackend, numba_is_wanted
-from arraycnn.backends.threads import VARIABLE, WORTHWHILE, Workers
+from arraycnn.backends.threads import VARIABLE, WORTHWHILE, Workers, _description
 
 BUSY = 10 * WORTHWHILE  # a guess at the work that makes threads worth it
 KINDS = [CpuBackend, CompiledCpuBackend] if numba_is_wanted() else [CpuBackend]
@@ -185,3 +185,19 @@ def test_a_forked_child_computes_too() -> None:
         "assert np.array_equal(model(x), expected)\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "found", "advised"),
+    [("Haswell", "X86_V4", True), ("Zen", "AVX512_SKX", True), ("Haswell", "X86_V3", False),
+     ("SkylakeX", "X86_V4", False)],
+)  # fmt: skip
+def test_a_blas_without_the_processors_vectors_is_told_what_to_do(
+    kernels: str, found: str, advised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simd = {"SIMD Extensions": {"found": ["X86_V2", found]}}
+    monkeypatch.setattr(np, "show_config", lambda mode: simd)
+    library = {"internal_api": "openblas", "version": "0.3.31", "architecture": kernels}
+    description = _description(library)
+    assert description.startswith(f"openblas 0.3.31 {kernels}")
+    assert ("OPENBLAS_CORETYPE=SkylakeX" in description) == advised

@@ -7,10 +7,11 @@ shapes alone, never on the number of threads, so results do not either.
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from arraycnn.geometry import count_of
@@ -114,13 +115,23 @@ class _Blas:
         """Which BLAS NumPy uses, and for which processor."""
         with self:
             found = [library.info() for library in self._libraries]
-        return ", ".join(
-            " ".join(filter(None, (i["internal_api"], i["version"], i.get("architecture"))))
-            for i in found
-        )
+        return ", ".join(map(_description, found))
 
     def _forget(self) -> None:
         self._lock, self._inside = threading.Lock(), 0
+
+
+def _description(library: Mapping[str, Any]) -> str:
+    """Name, version and kernels of a BLAS library, and what to do about kernels too old for here.
+
+    OpenBLAS knows processors by name: one that it does not know gets the kernels of an older one.
+    """
+    kernels = library.get("architecture")
+    name = " ".join(filter(None, (library["internal_api"], library["version"], kernels)))
+    has = set(np.show_config(mode="dicts")["SIMD Extensions"]["found"])
+    if kernels in ("Haswell", "Zen") and has & {"X86_V4", "AVX512_SKX"}:  # NumPy's names of AVX-512
+        name += " (without AVX-512; start Python with OPENBLAS_CORETYPE=SkylakeX to use it)"
+    return name
 
 
 _blas = _Blas()
