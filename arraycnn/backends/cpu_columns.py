@@ -1,0 +1,218 @@
+"""The columns of a convolution on the CPU, made piece by piece while they are in cache.
+
+Rows of an image share their columns. Each input row is written once for every tap of the other
+dimensions; what output row y sees is then the stretch of rows y·s … y·s + kh − 1, which lies there
+as a matrix already:
+
+    lines     (rows, kw·C, L)              each row of the input, for L outputs of a row
+    columns   (output rows, kh·kw·C, L)    overlapping views of the lines
+
+so kh times less is copied than with a column per output. Where rows do not overlap or are short,
+all taps are written out, and a matrix runs over as many rows as it likes.
+"""
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from arraycnn.backends.convolution import Tile, grouped
+from arraycnn.backends.layout import buffer_of
+from arraycnn.backends.memory import Scratch
+from arraycnn.geometry import Window, tiles
+from arraycnn.types import Array, Shape
+
+TILE_BYTES = 3 << 20  # columns this large are still in cache when they are multiplied
+LENGTHS = (256, 8192)  # shorter matrices starve the product, longer ones gain nothing
+FLOPS = 1e11  # a guess at multiply-adds per second of one core …
+BYTES = 1e10  # … and at bytes copied, to see what is worth a thread
+
+
+class Piece(NamedTuple):
+    """A piece of the output that is computed at a time."""
+
+    tile: Tile
+    rows: slice  # matrices of the output …
+    run: slice  # … and the elements of each
+
+
+class Columns:
+    """What a convolution's outputs see, piece by piece: matrices (G, R, K, L).
+
+    A buffer (C, *out, N) is cut into matrices (G, R, C/G, L) of L elements in each of R rows.
+    """
+
+    finite = True  # so far, as far as it matters
+
+    def __init__(
+        self, scratch: Scratch, limit: int, x: Array, window: Window, groups: int, outputs: int
+    ) -> None:
+        self.scratch, self.window = scratch, window
+        self.groups = self.stack = groups
+        self.buffer = buffer_of(x)  # (C, *S, N)
+        self.shared = shares_rows(window, x.shape[0])
+        self.depth: int = x.shape[1] // groups * window.taps  # K
+        self.per_channel = (groups, 1, -1, 1)  # the shape in which a bias meets the matrices
+        column = self.depth * groups * x.dtype.itemsize
+        total = window.positions * x.shape[0]
+        self.seconds = total * (self.depth * outputs / FLOPS + column / BYTES)
+        if window.is_pointwise:  # nothing is copied
+            column += outputs * x.dtype.itemsize
+        self.pieces = pieces(window, x.shape[0], column, limit)
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def kernels(self, weight: Array) -> Array:
+        """Weights (O, C/G, *kernel) as matrices (G, 1, O/G, K), K in the order of the columns."""
+        taps = weight.reshape(*weight.shape[:2], self.window.taps).swapaxes(1, 2)  # (O, taps, C/G)
+        return taps.reshape(self.groups, 1, -1, self.depth)
+
+    def weight_of(self, kernels: Array) -> Array:
+        """The inverse of `kernels`: (G, O/G, K) → (O, C/G, *kernel)."""
+        taps = kernels.reshape(-1, self.window.taps, self.depth // self.window.taps).swapaxes(1, 2)
+        return taps.reshape(*taps.shape[:2], *self.window.kernel_size)
+
+    def part(self, buffer: Array, index: int) -> Array:
+        """A piece of a buffer (C, *out, N) as matrices (G, R, C/G, L)."""
+        piece, rows = self.pieces[index], self.window.output_size[0] if self.shared else 1
+        channels = grouped(buffer, self.groups)  # (G, C/G, L·N)
+        matrices = channels.reshape(*channels.shape[:2], rows, channels.shape[2] // rows)
+        return matrices[:, :, piece.rows, piece.run].swapaxes(1, 2)
+
+    def fill(self, index: int) -> Array:
+        """The columns (G, R, K, L) of a piece, lent to the thread until the next call."""
+        if self.window.is_pointwise:
+            return self.part(self.buffer, index)
+        window, tile = self.window, self.pieces[index].tile
+        block = self._block(tile)  # (C, *sizes, n)
+        channel, *spatial, sample = block.strides
+        taps = [step * d for step, d in zip(spatial, window.dilation, strict=True)]
+        positions = [step * s for step, s in zip(spatial, window.stride, strict=True)]
+        sizes = [part.stop - part.start for part in tile]
+        own = int(self.shared)  # the first dimension whose taps are written out
+        lines, line = (block.shape[1], spatial[0]) if self.shared else (1, 0)
+        inputs = block.shape[0] // self.groups
+        seen = np.lib.stride_tricks.as_strided(
+            block,
+            (self.groups, lines, *window.kernel_size[own:], inputs, *sizes[own:]),
+            (inputs * channel, line, *taps[own:], channel, *positions[own:], sample),
+        )
+        filled = self.scratch("columns", seen.shape, seen.dtype)
+        np.copyto(filled, seen)
+        rows, step, span = (
+            (sizes[0], window.stride[0], window.kernel_size[0]) if self.shared else (1, 1, 1)
+        )
+        return overlapping(filled, rows, step, self.depth, self.depth // span)
+
+    def at_points(self, buffer: Array, index: int) -> Array:
+        """A piece of a buffer as the factor of the columns in a sum over outputs."""
+        return self.part(buffer, index)
+
+    def multiply(self, kernels: Array, columns: Array, out: Array) -> None:
+        """Products of `kernels` and the columns of a piece into that part of the output."""
+        np.matmul(kernels, columns, out=out)
+
+    def correlate(self, factors: Array, columns: Array, total: Array) -> None:
+        """Add Σ a vᵀ over the rows: a (G, R, O/G, L), columns v (G, R, K, L), total (G, O/G, K)."""
+        product = self.scratch("product", total.shape, total.dtype)
+        for row in range(columns.shape[1]):
+            np.matmul(factors[:, row], columns[:, row].swapaxes(1, 2), out=product)
+            np.add(total, product, out=total)
+
+    def _block(self, tile: Tile) -> Array:
+        """The padded input that the outputs of a tile see: (C, *sizes, n)."""
+        window, size = self.window, self.buffer.shape[1:-1]
+        starts, ends = [], []
+        for part, s, (before, _), e in zip(
+            tile[:-1], window.stride, window.padding, window.extent, strict=True
+        ):
+            starts.append(part.start * s - before)
+            ends.append((part.stop - 1) * s - before + e)
+        inside = tuple(slice(max(a, 0), max(0, min(b, i))) for a, b, i in zip(starts, ends, size, strict=True))
+        found = self.buffer[(slice(None), *inside, tile[-1])]
+        sizes = tuple(b - a for a, b in zip(starts, ends, strict=True))
+        if found.shape[1:-1] == sizes:
+            return found
+        block = self.scratch("block", (found.shape[0], *sizes, found.shape[-1]), found.dtype)
+        block[...] = 0
+        place = (slice(i.start - a, i.stop - a) for i, a in zip(inside, starts, strict=True))
+        block[(slice(None), *place)] = found
+        return block
+
+
+def overlapping(lines: Array, rows: int, step: int, depth: int, line_depth: int) -> Array:
+    """Lines (G, lines, ...), each of ``line_depth`` rows of a matrix, as columns (G, R, K, L): the
+    r-th begins ``step``·r lines further and goes on into the lines that follow."""
+    item, line = lines.itemsize, lines.size // (lines.shape[0] * lines.shape[1])
+    length = line // line_depth
+    return np.ndarray(
+        (lines.shape[0], rows, depth, length),
+        lines.dtype,
+        lines,
+        strides=(item * lines.shape[1] * line, item * step * line, item * length, item),
+    )
+
+
+def shares_rows(window: Window, batch: int) -> bool:
+    """Whether output rows overlap in what they see, and are long enough to be multiplied alone."""
+    return (
+        window.stride[0] < window.kernel_size[0]
+        and window.dilation[0] == 1
+        and math.prod(window.output_size[1:]) * batch >= LENGTHS[0]
+    )
+
+
+@lru_cache(maxsize=512)
+def pieces(window: Window, batch: int, column: int, limit: int) -> list[Piece]:
+    """Pieces whose columns, of ``column`` bytes each, take about ``TILE_BYTES``, and no more than
+    ``limit`` unless a single column does."""
+    if not batch:
+        return []
+    shortest, longest = LENGTHS
+    if not shares_rows(window, batch):
+        length = min(longest, max(shortest, TILE_BYTES // column), max(1, limit // column))
+        return [
+            Piece(tile, slice(0, 1), run)
+            for tile, run in runs((*window.output_size, batch), length)
+        ]
+    length = min(longest, max(shortest, TILE_BYTES // (3 * column)), max(1, limit // column))
+    found = list(runs((*window.output_size[1:], batch), length))
+    span, stride, rows = window.kernel_size[0], window.stride[0], window.output_size[0]
+    lines = min(TILE_BYTES, limit) // (column // span * found[0][1].stop)
+    return [
+        Piece((part, *tile), part, run)
+        for part in row_blocks(rows, 1 + (lines - span) // stride)
+        for tile, run in found
+    ]
+
+
+def runs(sizes: Shape, length: int) -> Iterator[tuple[Tile, slice]]:
+    """Tiles of a row-major block and the runs of at most ``length`` elements that they are."""
+    start = 0
+    for tile in tiles(sizes, length):
+        size = math.prod(part.stop - part.start for part in tile)
+        yield tile, slice(start, start + size)
+        start += size
+
+
+def row_blocks(rows: int, most: int) -> Iterator[slice]:
+    """Equal blocks of about ``most`` rows, at least one."""
+    step = -(-rows // -(-rows // max(1, most)))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def column_bytes(window: Window, batch: int, channels: int, itemsize: int, limit: int) -> int:
+    """Bytes of the columns that are held at a time."""
+    if window.is_pointwise or not batch:
+        return 0
+    column = channels * window.taps * itemsize
+    (first, _, run), *_ = pieces(window, batch, column, limit)
+    if not shares_rows(window, batch):
+        return column * run.stop
+    span, stride = window.kernel_size[0], window.stride[0]
+    lines = (first[0].stop - 1) * stride + span
+    return column // span * lines * run.stop
