@@ -300,15 +300,24 @@ def loss_calls(batch: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
 def large_calls() -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Sizes at which a backend cuts its work into tiles and chunks and shares it out."""
     rng = np.random.default_rng(0)
-    for kernel, stride, channels, out in ((3, 1, 16, 12), (5, 2, 8, 40), (1, 1, 24, 16)):
-        window = conv_window((24, 25), kernel, stride=stride, padding=kernel // 2)
-        x = BatchLast(rng.standard_normal((24, channels, 24, 25)))
-        weight = rng.standard_normal((out, channels, kernel, kernel))
-        delta = BatchLast(rng.standard_normal((24, out, *window.output_size)))
-        yield "convolution", (x, weight, rng.standard_normal(out), window, 1, True)
-        yield "convolution_weight_grad", (x, delta, weight.shape, window, 1)
-        yield "convolution_input_grad", (delta, weight, window, 1)
-        yield "convolution_grads", (x, delta, weight, window, 1)
+    for kernel, stride, padding, groups, channels, out, batch in (
+        (3, 1, 1, 1, 16, 12, 24),
+        (5, 2, 2, 1, 8, 40, 24),
+        (1, 1, 0, 1, 24, 16, 24),
+        ((3, 2), (2, 1), ((1, 0), (2, 1)), 2, 8, 12, 24),
+        ((3, 2), 1, ((0, 2), (1, 0)), 1, 40, 48, 40),
+        (3, 1, 1, 1, 24, 32, 90),
+        ((2, 4), 1, 0, 1, 48, 32, 40),
+        (5, 1, ((4, 0), (1, 3)), 1, 24, 32, 33),
+    ):
+        window = conv_window((24, 25), kernel, stride=stride, padding=padding)
+        x = BatchLast(rng.standard_normal((batch, channels, 24, 25)))
+        weight = rng.standard_normal((out, channels // groups, *window.kernel_size))
+        delta = BatchLast(rng.standard_normal((batch, out, *window.output_size)))
+        yield "convolution", (x, weight, rng.standard_normal(out), window, groups, True)
+        yield "convolution_weight_grad", (x, delta, weight.shape, window, groups)
+        yield "convolution_input_grad", (delta, weight, window, groups)
+        yield "convolution_grads", (x, delta, weight, window, groups)
     x, delta = rng.standard_normal((2, 64, 8, 36, 36))
     mean, inverse_std, scale, shift = rng.random((4, 8)) + 0.5
     yield "relu", (BatchLast(x),)

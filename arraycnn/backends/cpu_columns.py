@@ -24,8 +24,9 @@ from arraycnn.backends.memory import Scratch
 from arraycnn.geometry import Window, tiles
 from arraycnn.types import Array, Shape
 
-TILE_BYTES = 3 << 20  # columns this large are still in cache when they are multiplied
+TILE_BYTES = 4 << 20  # columns this large are still in cache when they are multiplied
 LENGTHS = (256, 8192)  # shorter matrices starve the product, longer ones gain nothing
+PIECES = 4  # at least, where there are rows enough
 FLOPS = 1e11  # a guess at multiply-adds per second of one core …
 BYTES = 1e10  # … and at bytes copied, to see what is worth a thread
 
@@ -54,7 +55,7 @@ class Columns:
         self.buffer = buffer_of(x)  # (C, *S, N)
         self.shared = shares_rows(window, x.shape[0])
         self.depth: int = x.shape[1] // groups * window.taps  # K
-        self.per_channel = (groups, 1, -1, 1)  # the shape in which a bias meets the matrices
+        self.per_channel: Shape = (groups, 1, -1, 1)  # the shape in which a bias meets the matrices
         column = self.depth * groups * x.dtype.itemsize
         total = window.positions * x.shape[0]
         self.seconds = total * (self.depth * outputs / FLOPS + column / BYTES)
@@ -124,21 +125,21 @@ class Columns:
 
     def _block(self, tile: Tile) -> Array:
         """The padded input that the outputs of a tile see: (C, *sizes, n)."""
-        window, size = self.window, self.buffer.shape[1:-1]
-        starts, ends = [], []
-        for part, s, (before, _), e in zip(
-            tile[:-1], window.stride, window.padding, window.extent, strict=True
+        window = self.window
+        inside, place, sizes = [], [], []
+        for part, s, (before, _), extent, i in zip(
+            tile[:-1], window.stride, window.padding, window.extent, window.input_size, strict=True
         ):
-            starts.append(part.start * s - before)
-            ends.append((part.stop - 1) * s - before + e)
-        inside = tuple(slice(max(a, 0), max(0, min(b, i))) for a, b, i in zip(starts, ends, size, strict=True))
+            start, stop = part.start * s - before, (part.stop - 1) * s - before + extent
+            here = slice(max(0, start), max(0, min(stop, i)))
+            inside.append(here)
+            place.append(slice(here.start - start, here.stop - start))
+            sizes.append(stop - start)
         found = self.buffer[(slice(None), *inside, tile[-1])]
-        sizes = tuple(b - a for a, b in zip(starts, ends, strict=True))
-        if found.shape[1:-1] == sizes:
+        if found.shape[1:-1] == tuple(sizes):
             return found
         block = self.scratch("block", (found.shape[0], *sizes, found.shape[-1]), found.dtype)
         block[...] = 0
-        place = (slice(i.start - a, i.stop - a) for i, a in zip(inside, starts, strict=True))
         block[(slice(None), *place)] = found
         return block
 
@@ -184,7 +185,7 @@ def pieces(window: Window, batch: int, column: int, limit: int) -> list[Piece]:
     lines = min(TILE_BYTES, limit) // (column // span * found[0][1].stop)
     return [
         Piece((part, *tile), part, run)
-        for part in row_blocks(rows, 1 + (lines - span) // stride)
+        for part in row_blocks(rows, 1 + (lines - span) // stride, len(found))
         for tile, run in found
     ]
 
@@ -198,9 +199,11 @@ def runs(sizes: Shape, length: int) -> Iterator[tuple[Tile, slice]]:
         start += size
 
 
-def row_blocks(rows: int, most: int) -> Iterator[slice]:
-    """Equal blocks of about ``most`` rows, at least one."""
-    step = -(-rows // -(-rows // max(1, most)))
+def row_blocks(rows: int, most: int, times: int) -> Iterator[slice]:
+    """Equal blocks of at most about ``most`` rows, and so many that ``times`` their number gives
+    the threads something to share."""
+    most = max(1, min(most, rows * times // PIECES))
+    step = -(-rows // -(-rows // most))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
 
@@ -210,9 +213,9 @@ def column_bytes(window: Window, batch: int, channels: int, itemsize: int, limit
     if window.is_pointwise or not batch:
         return 0
     column = channels * window.taps * itemsize
-    (first, _, run), *_ = pieces(window, batch, column, limit)
+    piece = pieces(window, batch, column, limit)[0]
+    length: int = piece.run.stop
     if not shares_rows(window, batch):
-        return column * run.stop
-    span, stride = window.kernel_size[0], window.stride[0]
-    lines = (first[0].stop - 1) * stride + span
-    return column // span * lines * run.stop
+        return length * column
+    lines: int = (piece.rows.stop - 1) * window.stride[0] + window.kernel_size[0]
+    return length * column // window.kernel_size[0] * lines

@@ -21,7 +21,6 @@ import numpy as np
 
 from arraycnn.backends.cpu_columns import (
     FLOPS,
-    LENGTHS,
     TILE_BYTES,
     Columns,
     Piece,
@@ -35,10 +34,11 @@ from arraycnn.types import Array
 
 POINTS = (0, 1, -1, 2, -2, 0.5, -0.5)  # and ∞, where a polynomial's value is its last coefficient
 COUNTS = (4, 6, 8)  # of points; more lose too many digits
-LONGEST = 1024  # elements of a row that are multiplied at a time
+LENGTHS = (128, 1024)  # of matrices, as in plain columns
 PRODUCTS = 1 << 18  # that are kept until they are collected
-SAMPLES = 32  # fewer images make the transforms' products too small
-TRANSFORM = 22  # multiply-adds in the time that one transformed value takes
+TRANSFORM = 20  # multiply-adds in the time that one transformed value takes, and as many again
+SMALL = 64  # for batches of this size
+COPY = 8  # multiply-adds in the time that one value of a plain column takes
 
 QUIETLY = np.errstate(over="ignore", invalid="ignore")  # plain columns warn where there is reason
 
@@ -67,7 +67,7 @@ class FilteredColumns(Columns):
         self.filter = minimal_filter(m, window.kernel_size[1])
         self.groups, self.stack = 1, self.filter.points
         self.depth = window.kernel_size[0] * x.shape[1]
-        self.per_channel = (-1, 1, 1)
+        self.per_channel = (1, -1, 1, 1)
         self.pieces = filtered_pieces(window, x.shape[0], x.shape[1], m, limit)
         products = window.positions * x.shape[0] * self.depth * outputs * self.filter.points // m
         self.seconds = 2 * products / FLOPS
@@ -96,11 +96,13 @@ class FilteredColumns(Columns):
         block = self._block((rows, whole, samples))  # (C, lines, columns, n)
         channel, row, column, sample = block.strides
         channels, lines, _, batch = block.shape
-        seen = np.lib.stride_tricks.as_strided(
-            block, (lines, channels, count, points, batch), (row, channel, m * column, column, sample)
+        seen = np.lib.stride_tricks.as_strided(  # groups overlap
+            block,
+            (lines, channels, count, points, batch),
+            (row, channel, m * column, column, sample),
         )
         values = self.scratch("columns", (points, lines, channels, count, batch), block.dtype)
-        np.matmul(self.filter.seen, seen, out=np.moveaxis(values, 0, 3))
+        np.matmul(self.filter.seen, seen, out=by_group(values))
         return overlapping(values, rows.stop - rows.start, 1, self.depth, channels)
 
     @QUIETLY
@@ -111,7 +113,7 @@ class FilteredColumns(Columns):
         count = -(-columns // self.filter.outputs)
         values = self.scratch("values", (len(spread), rows, channels, count, batch), part.dtype)
         for where, group in self._groups(part):
-            np.matmul(spread[:, : group.shape[3]], group, out=np.moveaxis(values, 0, 3)[:, :, where])
+            np.matmul(spread[:, : group.shape[3]], group, out=by_group(values)[:, :, where])
         return values.reshape(len(spread), rows, channels, count * batch)
 
     @QUIETLY
@@ -127,7 +129,7 @@ class FilteredColumns(Columns):
             values = products.reshape(points, len(part), outputs, length // batch, batch)
             for where, group in self._groups(part):
                 collect = self.filter.spread.T[: group.shape[3]]
-                np.matmul(collect, np.moveaxis(values, 0, 3)[:, :, where], out=group)
+                np.matmul(collect, by_group(values)[:, :, where], out=group)
             self._check(np.einsum("rocn->", part))
 
     @QUIETLY
@@ -149,6 +151,11 @@ class FilteredColumns(Columns):
             self.finite = False
 
 
+def by_group(values: Array) -> Array:
+    """Values (P, R, C, count, n) as matrices (R, C, count, P, n)."""
+    return values.transpose(1, 2, 3, 0, 4)
+
+
 @lru_cache(maxsize=64)
 def minimal_filter(outputs: int, taps: int) -> Filter:
     """The filter for m = ``outputs`` and k = ``taps``."""
@@ -165,27 +172,25 @@ def minimal_filter(outputs: int, taps: int) -> Filter:
 
 
 @lru_cache(maxsize=512)
-def filter_outputs(
-    window: Window, batch: int, inputs: int, outputs: int, limit: int
-) -> int | None:
-    """The m that takes least time; None where plain columns take less, or are all that is there."""
+def filter_outputs(window: Window, batch: int, inputs: int, outputs: int, limit: int) -> int | None:
+    """The m that takes least time; None where plain columns take less, or are all there is."""
     steps = (*window.stride, *window.dilation)
-    if window.ndim != 2 or any(step != 1 for step in steps) or batch < SAMPLES:
+    if window.ndim != 2 or window.kernel_size[1] == 1 or any(step != 1 for step in steps):
         return None
     (height, width), columns = window.kernel_size, window.output_size[1]
 
     def cost(m: int) -> float:  # of a row, in multiply-adds
         points = m + width - 1
-        values = points * inputs + m * outputs
+        values = (points * inputs + m * outputs) * (1 + SMALL / batch)
         return -(-columns // m) * (points * height * inputs * outputs + TRANSFORM * values)
 
-    possible = [
-        points - width + 1
-        for points in COUNTS
-        if 1 < width < points and 4 * points * height * inputs <= limit
-    ]
+    def is_possible(m: int) -> bool:
+        fits = 4 * (m + width - 1) * height * inputs <= limit
+        return m > 0 and fits and -(-columns // m) * batch >= LENGTHS[0]
+
+    possible = [points - width + 1 for points in COUNTS if is_possible(points - width + 1)]
     best = min(possible, key=cost, default=None)
-    plain = columns * window.taps * inputs * outputs
+    plain = columns * (window.taps * inputs * outputs + COPY * width * inputs)
     return best if best is not None and cost(best) < plain else None
 
 
@@ -195,14 +200,15 @@ def filtered_pieces(window: Window, batch: int, channels: int, m: int, limit: in
     height, width = window.kernel_size
     rows, columns = window.output_size
     line = 4 * (m + width - 1) * channels
-    length = min(LONGEST, max(LENGTHS[0], TILE_BYTES // (3 * height * line)))
-    length = min(length, limit // (height * line))
+    shortest, longest = LENGTHS
+    length = max(shortest, TILE_BYTES // (6 * height * line))
+    length = min(length, longest, limit // (height * line))
     groups = list(tiles((-(-columns // m), batch), length))
     group, samples = groups[0]
     lines = min(TILE_BYTES, limit) // (line * group.stop * samples.stop)
     return [
         Piece((part, slice(group.start * m, min(group.stop * m, columns)), samples), part, group)
-        for part in row_blocks(rows, lines - height + 1)
+        for part in row_blocks(rows, lines - height + 1, len(groups))
         for group, samples in groups
     ]
 
@@ -211,4 +217,5 @@ def filtered_bytes(window: Window, batch: int, channels: int, m: int, limit: int
     """Bytes of the columns that are held at a time."""
     rows, columns, samples = filtered_pieces(window, batch, channels, m, limit)[0].tile
     lines, points = rows.stop + window.kernel_size[0] - 1, m + window.kernel_size[1] - 1
-    return 4 * points * channels * lines * -(-columns.stop // m) * samples.stop
+    size: int = 4 * points * channels * lines * -(-columns.stop // m) * samples.stop
+    return size
