@@ -86,8 +86,7 @@ def test_pieces_cover_the_output_within_the_limit(
         values = columns.fill(index).base
         most = max(most, values.nbytes)
     assert (seen == 1).all()
-    assert most <= limit
-    assert most == filtered_bytes(SAME, BATCH, CHANNELS, m, limit)
+    assert most <= filtered_bytes(SAME, BATCH, CHANNELS, m, limit) <= limit
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 3e38])

@@ -21,12 +21,13 @@ import numpy as np
 from arraycnn.backends.convolution import Tile, grouped
 from arraycnn.backends.layout import buffer_of
 from arraycnn.backends.memory import Scratch
+from arraycnn.backends.threads import WORTHWHILE
 from arraycnn.geometry import Window, tiles
 from arraycnn.types import Array, Shape
 
 TILE_BYTES = 4 << 20  # columns this large are still in cache when they are multiplied
 LENGTHS = (256, 8192)  # shorter matrices starve the product, longer ones gain nothing
-PIECES = 4  # at least, where there are rows enough
+PIECES = 4  # at least, of work that is worth sharing
 FLOPS = 1e11  # a guess at multiply-adds per second of one core …
 BYTES = 1e10  # … and at bytes copied, to see what is worth a thread
 
@@ -61,7 +62,7 @@ class Columns:
         self.seconds = total * (self.depth * outputs / FLOPS + column / BYTES)
         if window.is_pointwise:  # nothing is copied
             column += outputs * x.dtype.itemsize
-        self.pieces = pieces(window, x.shape[0], column, limit)
+        self.pieces = pieces(window, x.shape[0], column, limit, parts_of(self.seconds))
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -167,9 +168,9 @@ def shares_rows(window: Window, batch: int) -> bool:
 
 
 @lru_cache(maxsize=512)
-def pieces(window: Window, batch: int, column: int, limit: int) -> list[Piece]:
+def pieces(window: Window, batch: int, column: int, limit: int, parts: int = 1) -> list[Piece]:
     """Pieces whose columns, of ``column`` bytes each, take about ``TILE_BYTES``, and no more than
-    ``limit`` unless a single column does."""
+    ``limit`` unless a single column does; at least ``parts`` where there are rows enough."""
     if not batch:
         return []
     shortest, longest = LENGTHS
@@ -185,7 +186,7 @@ def pieces(window: Window, batch: int, column: int, limit: int) -> list[Piece]:
     lines = min(TILE_BYTES, limit) // (column // span * found[0][1].stop)
     return [
         Piece((part, *tile), part, run)
-        for part in row_blocks(rows, 1 + (lines - span) // stride, len(found))
+        for part in row_blocks(rows, 1 + (lines - span) // stride, parts // len(found))
         for tile, run in found
     ]
 
@@ -199,17 +200,20 @@ def runs(sizes: Shape, length: int) -> Iterator[tuple[Tile, slice]]:
         start += size
 
 
-def row_blocks(rows: int, most: int, times: int) -> Iterator[slice]:
-    """Equal blocks of at most about ``most`` rows, and so many that ``times`` their number gives
-    the threads something to share."""
-    most = max(1, min(most, rows * times // PIECES))
-    step = -(-rows // -(-rows // most))
+def row_blocks(rows: int, most: int, parts: int) -> Iterator[slice]:
+    """Equal blocks of at most ``most`` rows, but at least one, and about ``parts`` at least."""
+    step = -(-rows // max(1, parts, -(-rows // max(1, most))))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
 
 
+def parts_of(seconds: float) -> int:
+    """Pieces that so much work should have, to be shared out to threads."""
+    return PIECES if seconds > WORTHWHILE else 1
+
+
 def column_bytes(window: Window, batch: int, channels: int, itemsize: int, limit: int) -> int:
-    """Bytes of the columns that are held at a time."""
+    """Bytes of the columns that are held at a time, at most."""
     if window.is_pointwise or not batch:
         return 0
     column = channels * window.taps * itemsize

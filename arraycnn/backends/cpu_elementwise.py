@@ -170,14 +170,18 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
 
         def measure(channels: slice) -> None:
             part = rows[channels]
-            mean[channels] = _row_sums(part) / rows.shape[1]
-            total = np.zeros(part.shape[0])
+            total, spread = np.zeros((2, part.shape[0]))  # Σ x and Σ (x − mean)² so far
+            done = 0
             for run in _runs(part.shape):
-                shape = (part.shape[0], run.stop - run.start)
-                centred = self.scratch("centred", shape, x.dtype)
-                np.subtract(part[:, run], mean[channels, None], out=centred)
-                total += np.vecdot(centred, centred)
-            var[channels] = total / rows.shape[1]
+                size = run.stop - run.start
+                sums = _row_sums(part[:, run])
+                centred = self._centred(part[:, run], (sums / size).astype(x.dtype))
+                spread += np.vecdot(centred, centred)
+                if done:  # Chan, Golub & LeVeque, "Updating formulae", 1979
+                    spread += (sums / size - total / done) ** 2 * (size * done / (size + done))
+                total += sums
+                done += size
+            mean[channels], var[channels] = total / rows.shape[1], spread / rows.shape[1]
 
         self._each_channels(measure, rows.shape, passes=3, blas=True)
         return mean, var
@@ -216,16 +220,17 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
         count = x.dtype.type(max(1, source.shape[1]))
 
         def differentiate(channels: slice) -> None:
-            shift = _row_sums(delta[channels])
-            total = np.zeros_like(shift)
-            for run in _runs(source[channels].shape):
+            shift, total = np.zeros((2, len(mean[channels])))
+            runs = _runs(source[channels].shape)
+            for run in runs:
+                shift += _row_sums(delta[channels, run])
                 centred = self._centred(source[channels, run], mean[channels])
                 total += np.vecdot(delta[channels, run], centred)
             grad_shift[channels], grad_scale[channels] = shift, total * inverse_std[channels]
             factor = scale[channels] * inverse_std[channels]
             slope = -factor * inverse_std[channels] * grad_scale[channels] / count
             offset = -factor * grad_shift[channels] / count
-            for run in _runs(source[channels].shape):
+            for run in reversed(runs):  # the last ones are still in cache
                 centred = self._centred(source[channels, run], mean[channels])
                 part = target[channels, run]
                 np.multiply(delta[channels, run], factor[:, None], out=part)
@@ -311,12 +316,16 @@ def _runs(shape: Shape) -> list[slice]:
 
 def _row_sums(rows: Array) -> Any:
     """Σ of each row in float64: matrix–vector products over blocks, which beat ``sum``."""
-    length = rows.shape[1]
-    whole = length - length % SUM_BLOCK
-    ones = np.ones(min(length, SUM_BLOCK), rows.dtype)
-    total = np.zeros(rows.shape[0], np.result_type(rows.dtype, np.float64))
-    for start in range(0, whole, SUM_BLOCK):
-        total += rows[:, start : start + SUM_BLOCK] @ ones
-    if whole < length:
-        total += rows[:, whole:] @ ones[: length - whole]
+    count, blocks = rows.shape[0], rows.shape[1] // SUM_BLOCK
+    whole = blocks * SUM_BLOCK
+    ones = _ones(rows.dtype)
+    sums = rows[:, :whole].reshape(count, blocks, SUM_BLOCK) @ ones
+    total = sums.sum(axis=1, dtype=np.result_type(rows.dtype, np.float64))
+    if whole < rows.shape[1]:
+        total += rows[:, whole:] @ ones[: rows.shape[1] - whole]
     return total
+
+
+@lru_cache(maxsize=8)
+def _ones(dtype: Any) -> Array:
+    return np.ones(SUM_BLOCK, dtype)

@@ -25,6 +25,7 @@ from arraycnn.backends.cpu_columns import (
     Columns,
     Piece,
     overlapping,
+    parts_of,
     row_blocks,
 )
 from arraycnn.backends.layout import buffer_of
@@ -38,6 +39,7 @@ LENGTHS = (128, 1024)  # of matrices, as in plain columns
 PRODUCTS = 1 << 18  # that are kept until they are collected
 TRANSFORM = 20  # multiply-adds in the time that one transformed value takes, and as many again
 SMALL = 64  # for batches of this size
+WORTHWHILE = 0.9  # of the time of plain columns
 COPY = 8  # multiply-adds in the time that one value of a plain column takes
 
 QUIETLY = np.errstate(over="ignore", invalid="ignore")  # plain columns warn where there is reason
@@ -68,9 +70,10 @@ class FilteredColumns(Columns):
         self.groups, self.stack = 1, self.filter.points
         self.depth = window.kernel_size[0] * x.shape[1]
         self.per_channel = (1, -1, 1, 1)
-        self.pieces = filtered_pieces(window, x.shape[0], x.shape[1], m, limit)
         products = window.positions * x.shape[0] * self.depth * outputs * self.filter.points // m
         self.seconds = 2 * products / FLOPS
+        parts = parts_of(self.seconds)
+        self.pieces = filtered_pieces(window, x.shape[0], x.shape[1], m, limit, parts)
 
     def kernels(self, weight: Array) -> Array:
         """V(k) g: weights (O, C, kh, kw) as matrices (P, 1, O, kh·C)."""
@@ -191,11 +194,13 @@ def filter_outputs(window: Window, batch: int, inputs: int, outputs: int, limit:
     possible = [points - width + 1 for points in COUNTS if is_possible(points - width + 1)]
     best = min(possible, key=cost, default=None)
     plain = columns * (window.taps * inputs * outputs + COPY * width * inputs)
-    return best if best is not None and cost(best) < plain else None
+    return best if best is not None and cost(best) < WORTHWHILE * plain else None
 
 
 @lru_cache(maxsize=512)
-def filtered_pieces(window: Window, batch: int, channels: int, m: int, limit: int) -> list[Piece]:
+def filtered_pieces(
+    window: Window, batch: int, channels: int, m: int, limit: int, parts: int = 1
+) -> list[Piece]:
     """Pieces whose columns take about ``TILE_BYTES`` and no more than ``limit``."""
     height, width = window.kernel_size
     rows, columns = window.output_size
@@ -208,13 +213,13 @@ def filtered_pieces(window: Window, batch: int, channels: int, m: int, limit: in
     lines = min(TILE_BYTES, limit) // (line * group.stop * samples.stop)
     return [
         Piece((part, slice(group.start * m, min(group.stop * m, columns)), samples), part, group)
-        for part in row_blocks(rows, lines - height + 1, len(groups))
+        for part in row_blocks(rows, lines - height + 1, parts // len(groups))
         for group, samples in groups
     ]
 
 
 def filtered_bytes(window: Window, batch: int, channels: int, m: int, limit: int) -> int:
-    """Bytes of the columns that are held at a time."""
+    """Bytes of the columns that are held at a time, at most."""
     rows, columns, samples = filtered_pieces(window, batch, channels, m, limit)[0].tile
     lines, points = rows.stop + window.kernel_size[0] - 1, m + window.kernel_size[1] - 1
     size: int = 4 * points * channels * lines * -(-columns.stop // m) * samples.stop
