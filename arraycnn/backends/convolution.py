@@ -136,7 +136,7 @@ class ConvolutionPrimitives(Layout):
     ) -> list[tuple[Tile, slice]]:
         """Tiles whose columns fit the workspace, and the runs they cover."""
         length = self._tile_length(channels * window.taps * dtype.itemsize)
-        return tile_runs(window, batch, length)
+        return tile_runs((*window.output_size, batch), length)
 
     def _tile_length(self, column_bytes: int) -> int:
         """How many columns of ``column_bytes`` each are made at a time."""
@@ -177,12 +177,12 @@ def adjoint_kernels(weight: Array, groups: int) -> Array:
 
 
 @lru_cache(maxsize=512)
-def tile_runs(window: Window, batch: int, length: int) -> list[tuple[Tile, slice]]:
-    """Tiles of at most ``length`` elements of the output (*out, N), and the runs they cover."""
-    if not batch:
+def tile_runs(sizes: Shape, length: int) -> list[tuple[Tile, slice]]:
+    """Tiles of at most ``length`` elements of a row-major block, and the runs they cover."""
+    if not math.prod(sizes):
         return []
     runs, start = [], 0
-    for tile in tiles((*window.output_size, batch), length):
+    for tile in tiles(sizes, length):
         size = math.prod(part.stop - part.start for part in tile)
         runs.append((tile, slice(start, start + size)))
         start += size

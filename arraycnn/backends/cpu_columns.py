@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from arraycnn.backends.convolution import Tile, grouped
+from arraycnn.backends.convolution import Tile, grouped, tile_runs
 from arraycnn.backends.layout import buffer_of
 from arraycnn.backends.memory import Scratch
 from arraycnn.backends.threads import WORTHWHILE
-from arraycnn.geometry import Window, tiles
+from arraycnn.geometry import Window
 from arraycnn.types import Array, Shape
 
 TILE_BYTES = 4 << 20  # columns this large are still in cache when they are multiplied
@@ -178,10 +178,10 @@ def pieces(window: Window, batch: int, column: int, limit: int, parts: int = 1) 
         length = min(longest, max(shortest, TILE_BYTES // column), max(1, limit // column))
         return [
             Piece(tile, slice(0, 1), run)
-            for tile, run in runs((*window.output_size, batch), length)
+            for tile, run in tile_runs((*window.output_size, batch), length)
         ]
     length = min(longest, max(shortest, TILE_BYTES // (3 * column)), max(1, limit // column))
-    found = list(runs((*window.output_size[1:], batch), length))
+    found = tile_runs((*window.output_size[1:], batch), length)
     span, stride, rows = window.kernel_size[0], window.stride[0], window.output_size[0]
     lines = min(TILE_BYTES, limit) // (column // span * found[0][1].stop)
     return [
@@ -189,15 +189,6 @@ def pieces(window: Window, batch: int, column: int, limit: int, parts: int = 1) 
         for part in row_blocks(rows, 1 + (lines - span) // stride, parts // len(found))
         for tile, run in found
     ]
-
-
-def runs(sizes: Shape, length: int) -> Iterator[tuple[Tile, slice]]:
-    """Tiles of a row-major block and the runs of at most ``length`` elements that they are."""
-    start = 0
-    for tile in tiles(sizes, length):
-        size = math.prod(part.stop - part.start for part in tile)
-        yield tile, slice(start, start + size)
-        start += size
 
 
 def row_blocks(rows: int, most: int, parts: int) -> Iterator[slice]:

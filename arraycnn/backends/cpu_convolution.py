@@ -13,7 +13,7 @@ from arraycnn.backends.convolution import (
     tile_runs,
 )
 from arraycnn.backends.cpu_columns import FLOPS as FLOPS
-from arraycnn.backends.cpu_columns import LENGTHS, TILE_BYTES, Columns, column_bytes
+from arraycnn.backends.cpu_columns import LENGTHS, TILE_BYTES, Columns, column_bytes, parts_of
 from arraycnn.backends.cpu_winograd import FilteredColumns, filter_outputs, filtered_bytes
 from arraycnn.backends.layout import buffer_of
 from arraycnn.backends.memory import BlockPool, Scratch
@@ -87,10 +87,10 @@ class CpuConvolution(ConvolutionPrimitives):
         batch = grad_output.shape[0]
         padded = self.new_buffer((channels, *window.padded_size, batch), weight.dtype)
         # Blocks of channels go to different threads: no two of them add to the same element.
-        per_group = channels // groups
-        block = max(1, -(-per_group // max(1, 4 // groups)))
+        per_group, taps = channels // groups, window.taps
+        seconds = delta.size * per_group * taps / FLOPS
+        block = -(-per_group // max(1, parts_of(seconds) // groups))
         blocks = [(g, c) for g in range(groups) for c in range(0, per_group, block)]
-        taps = window.taps
 
         def scatter(part: int) -> None:
             group, start = blocks[part]
@@ -99,14 +99,15 @@ class CpuConvolution(ConvolutionPrimitives):
             target[...] = 0
             kernel = np.ascontiguousarray(kernels[group, start * taps : stop * taps])
             length = self._tile_length(kernel.shape[0] * weight.dtype.itemsize)
-            for tile, run in tile_runs(window, batch, length):
+            for run, sizes, places in seen_places(window, batch, length):
                 shape = (kernel.shape[0], run.stop - run.start)
                 columns = self.scratch("columns", shape, weight.dtype)
                 np.matmul(kernel, delta[group][:, run], out=columns)
-                self._add_columns(target, columns, window, tile)
+                columns = columns.reshape(stop - start, taps, *sizes)
+                for tap, place in enumerate(places):
+                    target[place] += columns[:, tap]
 
-        flops = delta.size * per_group * taps
-        self.workers.run(scatter, len(blocks), flops / FLOPS)
+        self.workers.run(scatter, len(blocks), seconds)
         return self.unpadded(padded, window)
 
     def convolution_grads(
@@ -179,6 +180,25 @@ class CpuConvolution(ConvolutionPrimitives):
         shortest, longest = LENGTHS
         length = min(longest, max(shortest, TILE_BYTES // column_bytes))
         return min(length, super()._tile_length(column_bytes))
+
+
+@lru_cache(maxsize=128)
+def seen_places(
+    window: Window, batch: int, length: int
+) -> list[tuple[slice, Shape, list[tuple[slice, ...]]]]:
+    """Runs of at most ``length`` outputs, the sizes of the tiles that they are, and for every tap
+    what the tile sees through it in the padded input (C, *padded, N)."""
+    return [
+        (
+            run,
+            tuple(part.stop - part.start for part in tile),
+            [
+                (slice(None), *window.tap_slices(offset, tile[:-1]), tile[-1])
+                for offset in window.tap_offsets()
+            ],
+        )
+        for tile, run in tile_runs((*window.output_size, batch), length)
+    ]
 
 
 def _zeros(length: int, dtype: Any) -> Array:
