@@ -99,13 +99,18 @@ class CpuConvolution(ConvolutionPrimitives):
             target[...] = 0
             kernel = np.ascontiguousarray(kernels[group, start * taps : stop * taps])
             length = self._tile_length(kernel.shape[0] * weight.dtype.itemsize)
-            for run, sizes, places in seen_places(window, batch, length):
+            for tile, run in tile_runs((*window.output_size, batch), length):
                 shape = (kernel.shape[0], run.stop - run.start)
                 columns = self.scratch("columns", shape, weight.dtype)
                 np.matmul(kernel, delta[group][:, run], out=columns)
+                sizes = tuple(part.stop - part.start for part in tile)
                 columns = columns.reshape(stop - start, taps, *sizes)
-                for tap, place in enumerate(places):
-                    target[place] += columns[:, tap]
+                first = (
+                    slice(p.start * s, None) for p, s in zip(tile, window.stride, strict=False)
+                )
+                seen = target[(slice(None), *first, tile[-1])]
+                for tap, place in enumerate(tap_places(window, sizes[:-1])):
+                    seen[place] += columns[:, tap]
 
         self.workers.run(scatter, len(blocks), seconds)
         return self.unpadded(padded, window)
@@ -183,22 +188,10 @@ class CpuConvolution(ConvolutionPrimitives):
 
 
 @lru_cache(maxsize=128)
-def seen_places(
-    window: Window, batch: int, length: int
-) -> list[tuple[slice, Shape, list[tuple[slice, ...]]]]:
-    """Runs of at most ``length`` outputs, the sizes of the tiles that they are, and for every tap
-    what the tile sees through it in the padded input (C, *padded, N)."""
-    return [
-        (
-            run,
-            tuple(part.stop - part.start for part in tile),
-            [
-                (slice(None), *window.tap_slices(offset, tile[:-1]), tile[-1])
-                for offset in window.tap_offsets()
-            ],
-        )
-        for tile, run in tile_runs((*window.output_size, batch), length)
-    ]
+def tap_places(window: Window, sizes: Shape) -> list[tuple[slice, ...]]:
+    """What a tile of so many positions sees through each tap, from the first that it sees on."""
+    tile = tuple(slice(0, size) for size in sizes)
+    return [(slice(None), *window.tap_slices(tap, tile)) for tap in window.tap_offsets()]
 
 
 def _zeros(length: int, dtype: Any) -> Array:
