@@ -141,12 +141,11 @@ class CpuConvolution(ConvolutionPrimitives):
         return self._with_columns(differentiate, grad_output, direct, 1, inputs)
 
     def workspace_bytes(self, window: Window, batch: int, channels: int, dtype: Any) -> int:
-        m = None
-        if dtype == np.float32 and batch:
-            m = filter_outputs(window, batch, channels, channels, self.workspace_limit)
-        if m is not None:
-            return filtered_bytes(window, batch, channels, m, self.workspace_limit)
-        return column_bytes(window, batch, channels, dtype.itemsize, self.workspace_limit)
+        limit, m = self.workspace_limit, None
+        most = column_bytes(window, batch, channels, dtype.itemsize, limit)
+        if dtype == np.float32 and batch:  # how many outputs there are is not known here
+            m = filter_outputs(window, batch, channels, channels, limit)
+        return most if m is None else max(most, filtered_bytes(window, batch, channels, m, limit))
 
     def _with_columns(
         self, compute: Callable[[Columns], T], x: Array, window: Window, groups: int, outputs: int
