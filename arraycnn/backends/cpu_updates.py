@@ -1,46 +1,44 @@
 """Optimizer updates on the CPU: the reference on chunks, so that its temporaries stay in cache."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 from arraycnn.backends.cpu_elementwise import CHUNK, SECONDS
 from arraycnn.backends.threads import Workers
 from arraycnn.backends.updates import UpdatePrimitives
 from arraycnn.types import Array
 
+Update = TypeVar("Update", bound=Callable[..., None])
 
-class CpuUpdates(UpdatePrimitives):
-    """Every update is element-wise, so large arrays are updated in chunks, on several threads."""
 
-    workers: Workers
+def in_chunks(update: Update) -> Update:
+    """``update`` of large arrays piece by piece, on several threads: it is element-wise."""
 
-    def sgd_update(self, *lists: Any, **options: Any) -> None:
-        self._in_chunks(super().sgd_update, lists, options)
-
-    def adam_update(self, *lists: Any, **options: Any) -> None:
-        self._in_chunks(super().adam_update, lists, options)
-
-    def rmsprop_update(self, *lists: Any, **options: Any) -> None:
-        self._in_chunks(super().rmsprop_update, lists, options)
-
-    def adagrad_update(self, *lists: Any, **options: Any) -> None:
-        self._in_chunks(super().adagrad_update, lists, options)
-
-    def _in_chunks(
-        self,
-        update: Callable[..., None],
-        lists: tuple[Sequence[Array], ...],
-        options: dict[str, Any],
-    ) -> None:
+    @wraps(update)
+    def update_chunks(self: "CpuUpdates", *lists: Sequence[Array], **options: Any) -> None:
         given = [arrays for arrays in lists if arrays]  # a list of state may be empty
         chunks = [chunk for arrays in zip(*given, strict=True) for chunk in _chunks(arrays)]
 
         def change(index: int) -> None:
             found = iter(chunks[index])
-            update(*([next(found)] if arrays else [] for arrays in lists), **options)
+            update(self, *([next(found)] if arrays else [] for arrays in lists), **options)
 
         seconds = sum(parameters.size for parameters, *_ in chunks) * 8 * SECONDS
         self.workers.run(change, len(chunks), seconds, blas=False)
+
+    return update_chunks  # type: ignore[return-value]
+
+
+class CpuUpdates(UpdatePrimitives):
+    """See the base class for what is computed."""
+
+    workers: Workers
+
+    sgd_update = in_chunks(UpdatePrimitives.sgd_update)
+    adam_update = in_chunks(UpdatePrimitives.adam_update)
+    rmsprop_update = in_chunks(UpdatePrimitives.rmsprop_update)
+    adagrad_update = in_chunks(UpdatePrimitives.adagrad_update)
 
 
 def _chunks(arrays: tuple[Array, ...]) -> list[tuple[Array, ...]]:
