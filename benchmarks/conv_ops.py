@@ -10,7 +10,7 @@ and its result in a copy.
 
 --growth shows how cost grows with batch, channels, image size and kernel size: the slope of the
 logarithm of time over that of work, in multiply-adds. A slope below 1 says that larger operations
-are done at a higher rate.
+are done at a higher rate. Neither memory nor floors are measured there.
 """
 
 import math
@@ -19,11 +19,12 @@ import sys
 from argparse import Namespace
 from dataclasses import asdict
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 from agreement import check
-from engines import chosen, command_line, machine, parse, save
+from engines import PEERS, TORCH, chosen, command_line, machine, parse, save
 from floors import Ceilings, ceilings
 from measure import Tasks, compare, measure
 from operations import Operation, arraycnn_tasks, torch_tasks
@@ -65,17 +66,10 @@ def main() -> None:
 
 
 def tasks(engine: str, operation: Operation) -> Tasks:
-    if engine == "jax":
-        import jax_peer
-
-        return jax_peer.tasks(operation)
-    if engine == "dezero":
-        import dezero_peer
-
-        return dezero_peer.tasks(operation)
-    if engine.startswith("torch"):
-        channels_last, compiled = engine == "torch-channels-last", engine == "torch-compile"
-        return torch_tasks(operation, channels_last=channels_last, compiled=compiled)
+    if engine in TORCH:
+        return torch_tasks(operation, **TORCH[engine])
+    if engine in PEERS:
+        return import_module(PEERS[engine]).tasks(operation)
     return arraycnn_tasks(operation)
 
 
@@ -89,7 +83,7 @@ def to_nchw(engine: str, task: str, array: np.ndarray) -> np.ndarray:
 def floors(operation: Operation, limits: Ceilings) -> dict[str, float]:
     """Seconds that each direction takes at least: all the same."""
     floor = limits.floor(operation.multiply_adds, operation.elements)
-    return dict.fromkeys(("forward", "input grad", "weight grad", "all grads"), floor)
+    return dict.fromkeys(operation.tasks, floor)
 
 
 def measure_growth(arguments: Namespace, results: dict[str, Any]) -> None:
@@ -99,9 +93,8 @@ def measure_growth(arguments: Namespace, results: dict[str, Any]) -> None:
     for name, operations in GROWTH.items():
         ms: dict[str, dict[str, list[float]]] = {}  # by engine and direction, as it grows
         for operation in operations:
-            times = compare(tasks, operation, arguments.engines, arguments.rounds, arguments.clock)
-            for direction, by_engine in times.items():
-                for engine, seconds in by_engine.items():
+            for direction in operation.tasks:
+                for engine, seconds in compare(tasks, operation, direction, arguments).items():
                     median = round(1e3 * statistics.median(seconds), 4)
                     ms.setdefault(engine, {}).setdefault(direction, []).append(median)
         work = [operation.multiply_adds for operation in operations]

@@ -22,6 +22,12 @@ ENGINES = {  # and the package that each needs
     "jax": "jax",
     "dezero": "dezero",
 }
+TORCH: dict[str, dict[str, bool]] = {  # and how the network or operation is made
+    "torch": {},
+    "torch-channels-last": {"channels_last": True},
+    "torch-compile": {"channels_last": True, "compiled": True},  # mostly quicker in this format
+}
+PEERS = {"jax": "jax_peer", "dezero": "dezero_peer"}  # modules here
 EAGER = ("torch", "torch-channels-last")
 QUICK = ("arraycnn", "arraycnn-fast", *EAGER)  # what starts without compiling for long
 

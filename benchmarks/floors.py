@@ -38,12 +38,11 @@ class Limits:
 def ceilings(arguments: Namespace, results: dict[str, Any]) -> Ceilings:
     """Measure, print and note them in ``results``."""
     engines = ["arraycnn"] + ["torch"] * bool(find_spec("torch"))
-    times = compare(limit_tasks, Limits(), engines, 10, arguments.clock)
     rates = {"GFLOP/s": ("product", 2e-9 * SIZE**3), "GB/s": ("copy", 8e-9 * COUNT)}
     for unit, (task, work) in rates.items():
         results[unit] = {
             "NumPy" if engine == "arraycnn" else engine: round(work / min(seconds), 1)
-            for engine, seconds in times[task].items()
+            for engine, seconds in compare(limit_tasks, Limits(), task, arguments, engines).items()
         }
         print(task, *(f"{rate} {unit} ({name})" for name, rate in results[unit].items()), sep="  ")
     return Ceilings(0.5e9 * max(results["GFLOP/s"].values()), 1e9 * max(results["GB/s"].values()))

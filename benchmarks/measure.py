@@ -1,9 +1,12 @@
 """Time, memory and results of the same tasks in several engines, each in a process of its own.
 
-A *spec* says what is computed (a network, an operation) and has a ``name`` and a ``batch``;
-``build(engine, spec)`` makes an engine's tasks of it, functions without arguments, by name.
+A *spec* says what is computed (a network, an operation) and has a ``name``, a ``batch`` and
+``tasks``, their names; ``build(engine, spec)`` makes an engine's: functions without arguments. Each
+task is measured in processes of its own: what one leaves in memory can make another slower.
 """
 
+import ctypes
+import gc
 import multiprocessing
 import os
 import statistics
@@ -13,15 +16,23 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from engines import EAGER, note, save
 
 Tasks = dict[str, Callable[[], Any]]
 Build = Callable[[str, Any], Tasks]
-Times = dict[str, dict[str, list[float]]]  # seconds of one call, by task, engine and round
+Times = dict[str, list[float]]  # seconds of one call, by engine and round
 
 TURN = 0.1  # seconds that an engine's turn lasts, or one call, if that takes longer
+# glibc gives some freed arrays back and not others, as chance has it; a page fault per 4 KiB of the
+# next result then doubles the time of an inference in PyTorch, or does not. So it shall keep them.
+KEEP_FREED_MEMORY = {
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 25),  # the most it accepts
+    "MALLOC_ARENA_MAX": "1",  # the others shrink whatever the threshold
+}
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -36,9 +47,9 @@ def measure(
     results["rows"] = []
     for spec in specs:
         least = floors(spec)
-        times = compare(build, spec, arguments.engines, arguments.rounds, arguments.clock)
-        for task, by_engine in times.items():
-            row = {"name": spec.name, "task": task, **figures(by_engine, least[task])}
+        for task in spec.tasks:
+            times = compare(build, spec, task, arguments)
+            row = {"name": spec.name, "task": task, **figures(times, least[task])}
             if arguments.memory:
                 for engine, found in row["engines"].items():
                     found["peak_mb"] = in_process(peak, build, engine, spec, task)
@@ -47,63 +58,69 @@ def measure(
             save(results, arguments.json)
 
 
-def compare(build: Build, spec: Any, engines: Sequence[str], rounds: int, clock: str) -> Times:
-    """Start all engines, then let them take turns, round by round, with one task after another."""
-    workers = {engine: Worker(build, engine, spec, clock) for engine in engines}
+def compare(
+    build: Build, spec: Any, task: str, arguments: Namespace, engines: Sequence[str] = ()
+) -> Times:
+    """Start all engines, then let them take turns, round by round."""
+    with patch.dict(os.environ, KEEP_FREED_MEMORY):
+        workers = {
+            engine: Worker(build, engine, spec, task, arguments.clock)
+            for engine in engines or arguments.engines
+        }
     times: Times = {}
     for engine, worker in workers.items():
         try:
-            for task in worker.receive():
-                times.setdefault(task, {})[engine] = []
+            worker.receive()  # it is warm
+            times[engine] = []
         except RuntimeError as error:
-            note(f"{engine} is left out of {spec.name}: {error}")
-    for task, by_engine in times.items():
-        for _ in range(rounds):
-            for engine, seconds in by_engine.items():
-                seconds.append(workers[engine].turn(task))
+            note(f"{engine} is left out of {spec.name}, {task}: {error}")
+    for _ in range(arguments.rounds):
+        for engine, seconds in times.items():
+            seconds.append(workers[engine].turn())
     for worker in workers.values():
         worker.stop()
     return times
 
 
 class Worker:
-    """A process that holds one engine's tasks and runs them on demand."""
+    """A process that holds one engine's task and runs it on demand."""
 
-    def __init__(self, build: Build, engine: str, spec: Any, clock: str) -> None:
+    def __init__(self, build: Build, engine: str, spec: Any, task: str, clock: str) -> None:
         self.pipe, child = SPAWN.Pipe()
-        arguments = (child, build, engine, spec, clock)
+        arguments = (child, build, engine, spec, task, clock)
         self.process = SPAWN.Process(target=serve, args=arguments, daemon=True)
         self.process.start()
         child.close()  # so that receive() ends when the process does
 
-    def turn(self, task: str) -> Any:
-        self.pipe.send(task)
+    def turn(self) -> float:
+        self.pipe.send("turn")
         return self.receive()
 
-    def receive(self) -> Any:
+    def receive(self) -> float:
+        """The seconds of one call."""
         try:
             answer = self.pipe.recv()
         except EOFError:
             raise RuntimeError("its process died") from None
         if isinstance(answer, str):
             raise RuntimeError(answer)
-        return answer
+        seconds: float = answer
+        return seconds
 
     def stop(self) -> None:
         self.pipe.close()
         self.process.join()
 
 
-def serve(pipe: Any, build: Build, engine: str, spec: Any, clock: str) -> None:
-    """Send the tasks' names; then, for every name that comes, the seconds of one call."""
+def serve(pipe: Any, build: Build, engine: str, spec: Any, task: str, clock: str) -> None:
+    """Send the seconds of one call, once when the task is warm and once for every request."""
     try:
-        tasks = prepare(build, engine, spec)
-        for task in tasks.values():
-            for _ in range(3):  # the first call may compile
-                task()
-        pipe.send(list(tasks))
+        call = prepare(build, engine, spec)[task]
+        for _ in range(3):  # the first may compile
+            call()
         while True:
-            pipe.send(seconds_of(tasks[pipe.recv()], getattr(time, clock)))
+            pipe.send(seconds_of(call, getattr(time, clock)))
+            pipe.recv()
     except EOFError:
         return  # nobody asks any more
     except Exception as error:
@@ -120,14 +137,14 @@ def describe(error: Exception) -> str:
     return ": ".join([type(error).__name__, *lines[:1]])
 
 
-def seconds_of(task: Callable[[], Any], now: Callable[[], float]) -> float:
+def seconds_of(call: Callable[[], Any], now: Callable[[], float]) -> float:
     """Seconds of a call, over a turn of calls."""
     start = now()
-    task()  # caches are cold after the other engines' turns
+    call()  # caches are cold after the other engines' turns
     repeats = max(1, int(TURN / max(1e-6, now() - start)))
     start = now()
     for _ in range(repeats):
-        task()
+        call()
     return (now() - start) / repeats
 
 
@@ -142,20 +159,30 @@ def in_process(task: Callable[..., Any], build: Build, engine: str, spec: Any, *
 
 
 def peak(build: Build, engine: str, spec: Any, task: str) -> float:
-    """MB by which five calls raise the peak above what is resident before the first.
+    """MB that data, weights and five calls add at their peak, in a process that is warm.
 
     Libraries load what they load once in a call with a single image, before that; and what an
     engine compiles for this very size it compiles in one call more, whose own peak does not count.
     """
     prepare(build, engine, replace(spec, batch=1))[task]()
+    before = settled()
     call = prepare(build, engine, spec)[task]
-    before = resident("VmRSS")
     call()
+    settled()
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak starts anew at what is resident now (Linux)
     for _ in range(5):
         call()
     return round((resident("VmHWM") - before) / 1024, 1)
+
+
+def settled() -> int:
+    """What is resident, in kB, once the C library has given back what it can."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
+    return resident("VmRSS")
 
 
 def resident(field: str) -> int:
@@ -164,7 +191,7 @@ def resident(field: str) -> int:
         return next(int(line.split()[1]) for line in file if line.startswith(field))
 
 
-def figures(times: dict[str, list[float]], floor: float) -> dict[str, Any]:
+def figures(times: Times, floor: float) -> dict[str, Any]:
     """Median milliseconds of each engine, how many floors that is, and the ratio to PyTorch eager.
 
     A round's ratio is the engine's time by that of PyTorch's faster eager mode in the same round;

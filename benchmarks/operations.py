@@ -27,6 +27,12 @@ class Operation:
         return f"{self.kind} {channels} {size}"
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        if self.kind in ("conv", "dense"):
+            return ("forward", "input grad", "weight grad")
+        return ("forward", "all grads" if self.kind == "batch_norm" else "input grad")
+
+    @property
     def window(self) -> Any:
         from arraycnn.geometry import conv_window, pool_window
 

@@ -2,8 +2,8 @@
 
     python benchmarks/train_step.py [--engines all] [--dezero FOLDER] [--memory] [--json FILE]
 
-Every engine runs in a process of its own, all of them at hand at once; a round lets each one take
-its turn, so that drifts of a noisy machine meet all alike. Quoted are
+Every engine runs in a process of its own, fresh ones for every row, all engines at hand at once; a
+round lets each one take its turn, so that drifts of a noisy machine meet all alike. Quoted are
 
 - the median of the rounds, in milliseconds;
 - the ratio to the faster of PyTorch's two eager modes in the same round: its median, and in
@@ -11,13 +11,14 @@ its turn, so that drifts of a noisy machine meet all alike. Quoted are
 - how many floors the median is: for inference the sum of the floors of all convolutions and dense
   layers, for a training step as much again for each gradient, but for the first layer's input
   gradient (see `floors.py`);
-- with --memory, by how much five steps raise the peak of a fresh process that has run one with a
-  single image before.
+- with --memory, what data, weights and five steps add at their peak to a process that has run a
+  step with a single image.
 
-The engines are arraycnn with NumPy alone and with Numba (arraycnn-fast); PyTorch eager, in the
-channels_last format and through torch.compile; JAX, the step compiled as a whole; and DeZero. They
-start from the same weights and get the same images; --check shows that they compute the same. Those
-that are not installed are left out.
+The engines are arraycnn with NumPy alone and with Numba (arraycnn-fast); PyTorch eager, in its
+default and in the channels_last format, and, in the latter, with the network through torch.compile;
+JAX, the step compiled as a whole, images as NHWC; and DeZero. They start from the same weights and
+get the same images; --check shows that they compute the same. Those that are not installed are left
+out.
 
 On a machine that others use too, wall times say little: --processor-time measures one thread's
 processor time instead. With fewer threads than processors, all engines keep to the same processors.
@@ -26,9 +27,10 @@ processor time instead. With fewer threads than processors, all engines keep to 
 import math
 import sys
 from functools import partial
+from importlib import import_module
 
 from agreement import check
-from engines import chosen, command_line, machine, parse
+from engines import PEERS, TORCH, chosen, command_line, machine, parse
 from floors import Ceilings, ceilings, taps_inside
 from measure import Tasks, measure
 from workloads import WORKLOADS, Workload, arraycnn_model, arraycnn_steps, torch_steps
@@ -46,17 +48,10 @@ def main() -> None:
 
 
 def steps(engine: str, workload: Workload) -> Tasks:
-    if engine == "jax":
-        import jax_peer
-
-        return jax_peer.steps(workload)
-    if engine == "dezero":
-        import dezero_peer
-
-        return dezero_peer.steps(workload)
-    if engine.startswith("torch"):
-        channels_last, compiled = engine == "torch-channels-last", engine == "torch-compile"
-        return torch_steps(workload, channels_last=channels_last, compiled=compiled)
+    if engine in TORCH:
+        return torch_steps(workload, **TORCH[engine])
+    if engine in PEERS:
+        return import_module(PEERS[engine]).steps(workload)
     return arraycnn_steps(workload)
 
 

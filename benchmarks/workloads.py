@@ -11,6 +11,7 @@ from measure import Tasks
 class Workload:
     """A network, its input and the batch it is measured with."""
 
+    tasks = ("train", "infer")
     name: str
     model: str
     batch: int
