@@ -13,7 +13,9 @@ import pytest
 import arraycnn as ac
 
 ROOT = Path(ac.__file__).parents[1]
-NEED_NUMBA = ("arraycnn.backends.cpu_kernels", "arraycnn.backends.cpu_vectors")
+NEED_NUMBA = tuple(
+    f"arraycnn.backends.cpu_{name}" for name in ("filter_kernels", "kernels", "vectors")
+)
 EXTRA_SECONDS = 0.060
 ATTEMPTS = 25
 

@@ -85,15 +85,15 @@ def kernel(*arguments: Any, sums: bool = False) -> Callable[[Callable[..., None]
     return lambda function: Kernel(function, types.void(*arguments), sums)
 
 
-def _given(ndim: int) -> Any:
+def given(ndim: int) -> Any:
     return types.Array(types.float32, ndim, "C", readonly=True)
 
 
-def _made(ndim: int) -> Any:
+def made(ndim: int) -> Any:
     return types.Array(types.float32, ndim, "C")
 
 
-_INT, _FLOAT, _BOOL = types.int64, types.float32, types.boolean
+INT, FLOAT, BOOL = types.int64, types.float32, types.boolean
 _TABLE = types.Array(types.int64, 2, "C", readonly=True)
 _NUMBERS = types.Array(types.int64, 1, "C", readonly=True)
 _TAPS = types.Array(types.uint8, 4, "C", readonly=True)
@@ -110,7 +110,7 @@ def _largest_half(size: int, limit: int) -> int:
 _block_of = register_jitable(_largest_half)
 
 
-@kernel(types.Array(types.float32, 3, "A", readonly=True), _made(1))
+@kernel(types.Array(types.float32, 3, "A", readonly=True), made(1))
 def pack(kernels: Any, packed: Any) -> None:
     """Kernels (G, outputs/G, inputs/G·taps) in blocks of outputs, which become neighbours."""
     outputs, done = kernels.shape[1], 0
@@ -126,8 +126,8 @@ def pack(kernels: Any, packed: Any) -> None:
 
 
 @kernel(
-    _given(4), _given(1), _given(1), _made(4), _INT, _TABLE, _TABLE, _NUMBERS, _NUMBERS,
-    _INT, _INT, _BOOL,
+    given(4), given(1), given(1), made(4), INT, _TABLE, _TABLE, _NUMBERS, _NUMBERS,
+    INT, INT, BOOL,
 )  # fmt: skip
 def correlate(
     x: Any, w: Any, bias: Any, y: Any, groups: int, rows: Any, runs: Any, kernel: Any, steps: Any,
@@ -171,7 +171,7 @@ def correlate(
                     first += block
 
 
-@kernel(_given(4), _given(4), _made(4), _INT, _NUMBERS, _INT, _INT, _INT, sums=True)
+@kernel(given(4), given(4), made(4), INT, _NUMBERS, INT, INT, INT, sums=True)
 def add_weight_grad(
     x: Any, delta: Any, grad: Any, groups: int, window: Any, columns: int, start: int, step: int
 ) -> None:
@@ -225,7 +225,7 @@ def add_weight_grad(
                 o += some
 
 
-@kernel(_given(2), _made(1), _made(1), _INT, _INT, sums=True)
+@kernel(given(2), made(1), made(1), INT, INT, sums=True)
 def moments(rows: Any, mean: Any, var: Any, start: int, stop: int) -> None:
     """Mean and variance of rows, block by block: Chan, Golub & LeVeque's merging of moments."""
     length = rows.shape[1]
@@ -251,7 +251,7 @@ def moments(rows: Any, mean: Any, var: Any, start: int, stop: int) -> None:
         mean[row], var[row] = total_mean, total_square / length
 
 
-@kernel(_given(2), _given(1), _given(1), _made(2), _BOOL, _INT, _INT)
+@kernel(given(2), given(1), given(1), made(2), BOOL, INT, INT)
 def scale_shift(x: Any, scale: Any, shift: Any, y: Any, relu: bool, start: int, stop: int) -> None:
     zero = float32(0)
     for row in range(start, stop):
@@ -265,7 +265,7 @@ def scale_shift(x: Any, scale: Any, shift: Any, y: Any, relu: bool, start: int, 
                 target[i] = source[i] * a + b
 
 
-@kernel(_given(2), _made(1), _INT, _INT, sums=True)
+@kernel(given(2), made(1), INT, INT, sums=True)
 def row_sums(rows: Any, sums: Any, start: int, stop: int) -> None:
     for row in range(start, stop):
         total = 0.0
@@ -279,7 +279,7 @@ def row_sums(rows: Any, sums: Any, start: int, stop: int) -> None:
 
 
 @kernel(
-    _given(2), _given(1), _given(1), _given(1), _given(2), _made(2), _made(1), _made(1), _INT, _INT,
+    given(2), given(1), given(1), given(1), given(2), made(2), made(1), made(1), INT, INT,
     sums=True,
 )  # fmt: skip
 def batch_norm_grad(
@@ -308,7 +308,7 @@ def batch_norm_grad(
             target[i] = slopes[i] * factor + ((seen[i] - middle) * slope + offset)
 
 
-@kernel(_given(2), _given(1), _given(1), _made(1), _BOOL, sums=True)
+@kernel(given(2), given(1), given(1), made(1), BOOL, sums=True)
 def dense_sample(w: Any, x: Any, bias: Any, h: Any, relu: bool) -> None:
     for output in range(h.size):
         total, weights = bias[output], w[output]
@@ -317,21 +317,21 @@ def dense_sample(w: Any, x: Any, bias: Any, h: Any, relu: bool) -> None:
         h[output] = float32(0) if relu and total < float32(0) else total
 
 
-@kernel(_given(1), _made(1), _INT, _INT)
+@kernel(given(1), made(1), INT, INT)
 def relu(x: Any, y: Any, start: int, stop: int) -> None:
     source, target = x[start:stop], y[start:stop]
     for i in range(target.size):
         target[i] = float32(0) if source[i] < float32(0) else source[i]
 
 
-@kernel(_given(1), _given(1), _made(1), _INT, _INT)
+@kernel(given(1), given(1), made(1), INT, INT)
 def relu_grad(y: Any, delta: Any, grad: Any, start: int, stop: int) -> None:
     output, source, target = y[start:stop], delta[start:stop], grad[start:stop]
     for i in range(target.size):
         target[i] = source[i] if output[i] > float32(0) else float32(0)
 
 
-@kernel(_given(4), _made(4), _NUMBERS, _INT, _INT)
+@kernel(given(4), made(4), _NUMBERS, INT, INT)
 def max_pool(x: Any, y: Any, window: Any, start: int, stop: int) -> None:
     """``window``: kernel, stride, padding before and dilation, vertically and horizontally."""
     height, width = x.shape[1], x.shape[2]
@@ -354,7 +354,7 @@ def max_pool(x: Any, y: Any, window: Any, start: int, stop: int) -> None:
                             best[n] = old if (old >= new) | (old != old) else new  # a NaN stays
 
 
-@kernel(_given(4), _made(4), _INT, _INT)
+@kernel(given(4), made(4), INT, INT)
 def max_pool_pairs(x: Any, y: Any, start: int, stop: int) -> None:
     """`max_pool` over 2×2 elements side by side."""
     for channel in range(start, stop):
@@ -369,7 +369,7 @@ def max_pool_pairs(x: Any, y: Any, start: int, stop: int) -> None:
                     best[n] = above if (above >= below) | (above != above) else below
 
 
-@kernel(_given(4), _given(4), _TAPS_MADE, _NUMBERS, _INT, _INT)
+@kernel(given(4), given(4), _TAPS_MADE, _NUMBERS, INT, INT)
 def max_pool_winners(x: Any, y: Any, winners: Any, window: Any, start: int, stop: int) -> None:
     """The first tap of each window that sees the maximum y; ``window`` as for `max_pool`."""
     height, width = x.shape[1], x.shape[2]
@@ -387,7 +387,7 @@ def max_pool_winners(x: Any, y: Any, winners: Any, window: Any, start: int, stop
                         taps[n] = this if (seen[n] == best[n]) | (seen[n] != seen[n]) else taps[n]
 
 
-@kernel(_given(4), _given(4), _TAPS_MADE, _INT, _INT)
+@kernel(given(4), given(4), _TAPS_MADE, INT, INT)
 def max_pool_pairs_winners(x: Any, y: Any, winners: Any, start: int, stop: int) -> None:
     """`max_pool_winners` over 2×2 elements side by side."""
     first, second, third, fourth = np.uint8(0), np.uint8(1), np.uint8(2), np.uint8(3)
@@ -403,7 +403,7 @@ def max_pool_pairs_winners(x: Any, y: Any, winners: Any, start: int, stop: int) 
                     taps[n] = first if (a[n] == best[n]) | (a[n] != a[n]) else later
 
 
-@kernel(_TAPS, _given(4), _made(4), _INT, _INT)
+@kernel(_TAPS, given(4), made(4), INT, INT)
 def max_pool_pairs_grad(winners: Any, delta: Any, grad: Any, start: int, stop: int) -> None:
     """`max_pool_grad` over 2×2 elements side by side."""
     zero = float32(0)
@@ -420,7 +420,7 @@ def max_pool_pairs_grad(winners: Any, delta: Any, grad: Any, start: int, stop: i
                         target[n] = slopes[n] if taps[n] == this else zero
 
 
-@kernel(_TAPS, _given(4), _made(4), _NUMBERS, _INT, _INT)
+@kernel(_TAPS, given(4), made(4), _NUMBERS, INT, INT)
 def max_pool_grad(winners: Any, delta: Any, grad: Any, window: Any, start: int, stop: int) -> None:
     """Each window's gradient goes to its winner; ``window`` as for `max_pool`."""
     height, width = grad.shape[1], grad.shape[2]
@@ -440,7 +440,7 @@ def max_pool_grad(winners: Any, delta: Any, grad: Any, window: Any, start: int, 
                         target[n] += slopes[n] if taps[n] == this else zero
 
 
-@kernel(_made(1), _given(1), _made(1), _FLOAT, _FLOAT, _FLOAT, _BOOL)
+@kernel(made(1), given(1), made(1), FLOAT, FLOAT, FLOAT, BOOL)
 def sgd(p: Any, g: Any, v: Any, lr: Any, momentum: Any, decay: Any, nesterov: bool) -> None:
     for i in range(p.size):
         slope = g[i] + decay * p[i] if decay != 0 else g[i]
@@ -450,8 +450,8 @@ def sgd(p: Any, g: Any, v: Any, lr: Any, momentum: Any, decay: Any, nesterov: bo
 
 
 @kernel(
-    _made(1), _given(1), _made(1), _made(1), _FLOAT, _FLOAT, _FLOAT, _FLOAT, _FLOAT, _FLOAT, _FLOAT,
-    _FLOAT,
+    made(1), given(1), made(1), made(1), FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT,
+    FLOAT,
 )  # fmt: skip
 def adam(
     p: Any, g: Any, m: Any, v: Any, step_size: Any, share1: Any, beta2: Any, share2: Any, eps: Any,

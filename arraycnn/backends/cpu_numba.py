@@ -15,17 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from arraycnn.backends.convolution import ConvolutionPrimitives
+from arraycnn.backends.convolution import ConvolutionPrimitives, adjoint_kernels
 from arraycnn.backends.cpu import CpuBackend
 from arraycnn.backends.cpu_convolution import FLOPS, PARTIAL_SUMS
 from arraycnn.backends.cpu_elementwise import CHUNK, SECONDS, is_partition
+from arraycnn.backends.cpu_filters import CompiledFilters
+from arraycnn.backends.cpu_positions import plane_window, positions
 from arraycnn.backends.layout import buffer_of
 from arraycnn.backends.normalization import rows_of
 from arraycnn.geometry import Window
 from arraycnn.types import Array, Shape
 
 VARIABLE = "ARRAYCNN_FAST"
-RUN_LENGTH = 4096  # elements of the output that are computed at a time, at least
 PRODUCT_LENGTH = 1024  # elements that a weight gradient sums up before it goes to memory
 PARTS = 16  # that a convolution is cut into at most …
 PART_FLOPS = 2_000_000  # … and multiply-adds that each of them is worth
@@ -39,7 +40,7 @@ def numba_is_wanted() -> bool:
     return wish == "1" and find_spec("numba") is not None
 
 
-class CompiledCpuBackend(CpuBackend):
+class CompiledCpuBackend(CompiledFilters, CpuBackend):
     """`CpuBackend`, with Numba where the arrays are float32."""
 
     def __init__(self) -> None:
@@ -74,6 +75,10 @@ class CompiledCpuBackend(CpuBackend):
     ) -> Array:
         if not self._suits(x, others=(weight,)) or window.ndim > 2:
             return super().convolution(x, weight, bias, window, groups, relu)
+        if groups == 1 and self._filters(window, x, weight.shape):
+            y = self._filtered(x, weight, bias, window, relu)
+            if y is not None:
+                return y
         kernels = weight.reshape(groups, -1, *weight.shape[1:])  # (G, O/G, C/G, *kernel)
         return self._correlation(x, kernels, bias, window, False, relu)
 
@@ -82,6 +87,11 @@ class CompiledCpuBackend(CpuBackend):
     ) -> Array:
         if not self._suits(grad_output, others=(weight,)) or window.ndim > 2:
             return super().convolution_input_grad(grad_output, weight, window, groups)
+        direct = window.adjoint() if groups == 1 else None
+        if direct and self._filters(direct, grad_output, weight.shape[1::-1]):
+            grad = self._filtered(grad_output, adjoint_kernels(weight, 1), None, direct, False)
+            if grad is not None:
+                return grad
         kernels = weight.reshape(groups, -1, *weight.shape[1:]).swapaxes(1, 2)
         return self._correlation(grad_output, kernels, None, window, True, False)
 
@@ -90,8 +100,12 @@ class CompiledCpuBackend(CpuBackend):
     ) -> Array:
         if not self._suits(x, grad_output) or window.ndim > 2:
             return super().convolution_weight_grad(x, grad_output, weight_shape, window, groups)
+        if groups == 1 and self._filters(window, x, weight_shape):
+            grad = self._filtered_weight_grad(x, grad_output, weight_shape, window, PARTIAL_SUMS)
+            if grad is not None:
+                return grad
         source, delta = _planes(x, window), _planes(grad_output, window)
-        kernel, stride, padding, dilation = _plane_window(window)
+        kernel, stride, padding, dilation = plane_window(window)
         numbers = np.array((*stride, *padding, *dilation))
         columns = max(1, PRODUCT_LENGTH // x.shape[0])
         parts = min(PARTIAL_SUMS, delta.shape[1] * -(-delta.shape[2] // columns))
@@ -134,7 +148,7 @@ class CompiledCpuBackend(CpuBackend):
         offsets = np.zeros(groups * outputs, np.float32)
         if bias is not None:
             offsets = np.ascontiguousarray(bias)
-        rows, runs, kernel, steps = _positions(window, batch, adjoint)
+        rows, runs, kernel, steps = positions(window, batch, adjoint)
         parts = len(rows) * len(runs)
         flops = y.size * math.prod(kernels.shape[2:])
         each = -(-parts // min(PARTS, 1 + flops // PART_FLOPS))
@@ -373,17 +387,6 @@ def _planes(x: Array, window: Window) -> Array:
     return buffer
 
 
-def _plane_window(window: Window) -> tuple[Shape, Shape, Shape, Shape]:
-    """Kernel, stride, padding before and dilation of a window over `_planes`."""
-    before = tuple(low for low, _ in window.padding)
-    if window.is_pointwise:
-        return (1, 1), (1, 1), (0, 0), (1, 1)
-    if window.ndim == 1:
-        one, none = (1,), (0,)
-        return one + window.kernel_size, one + window.stride, none + before, one + window.dilation
-    return window.kernel_size, window.stride, before, window.dilation
-
-
 def _is_pairs(window: Window) -> bool:
     """Whether the windows are 2×2 elements side by side."""
     return window.kernel_size == (2, 2) and is_partition(window)
@@ -391,58 +394,4 @@ def _is_pairs(window: Window) -> bool:
 
 @lru_cache(maxsize=512)
 def _numbers(window: Window) -> Array:
-    return np.array([n for sizes in _plane_window(window) for n in sizes])
-
-
-@lru_cache(maxsize=512)
-def _positions(window: Window, batch: int, adjoint: bool) -> tuple[Array, Array, Array, Array]:
-    """Tables for `cpu_kernels.correlate`: rows, runs of columns, kernel and steps."""
-    kernel, strides, before, dilation = _plane_window(window)
-    seen, made = window.input_size, window.output_size
-    if window.is_pointwise or window.ndim == 1:
-        seen, made = (1, math.prod(seen)), (1, math.prod(made))
-    axes = [
-        _axis(sizes, adjoint)
-        for sizes in zip(seen, made, kernel, strides, before, dilation, strict=True)
-    ]
-    rows, columns = (table for table, _, _ in axes)
-    longest = max(1, RUN_LENGTH // batch)
-    runs: list[list[int]] = []
-    for column, (tap, taps, place) in enumerate(columns):
-        if runs:
-            first, last, *previous, start = runs[-1]
-            follows = place == start + column - first and column - first < longest
-            if follows and previous == [tap, taps]:
-                runs[-1][1] = last + 1
-                continue
-        runs.append([column, column + 1, tap, taps, place])
-    steps = [step for _, *steps in axes for step in steps]
-    return np.array(rows), np.array(runs), np.array(kernel), np.array(steps)
-
-
-def _axis(sizes: tuple[int, ...], adjoint: bool) -> tuple[list[tuple[int, int, int]], int, int]:
-    """For each position along an axis of a convolution's output, or its adjoint's: first tap,
-    taps, and what the first tap sees; then the steps of taps and of what they see.
-
-    Position o sees o·stride − before + tap·dilation, so the adjoint's position h sees
-    (h + before − tap·dilation) / stride where that is whole.
-    """
-    seen, made, kernel, stride, before, dilation = sizes
-    tap_step, place_step = 1, dilation
-    if adjoint:
-        tap_step = -(stride // math.gcd(stride, dilation))
-        place_step = -(dilation * tap_step // stride)
-    table = []
-    for position in range(seen if adjoint else made):
-        found = []
-        for tap in range(kernel)[:: -1 if adjoint else 1]:
-            if adjoint:  # from the last tap on, so that what is seen is read forwards
-                place, rest = divmod(position + before - tap * dilation, stride)
-                inside = rest == 0 and 0 <= place < made
-            else:
-                place = position * stride - before + tap * dilation
-                inside = 0 <= place < seen
-            if inside:
-                found.append((tap, place))
-        table.append((found[0][0], len(found), found[0][1]) if found else (0, 0, 0))
-    return table, tap_step, place_step
+    return np.array([n for sizes in plane_window(window) for n in sizes])

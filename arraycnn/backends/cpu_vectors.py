@@ -7,7 +7,7 @@ are in bytes, strides in elements; the arrays are float32. Every sum is made of 
 in one order, whatever the block that it falls into.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -88,9 +88,17 @@ class _Code:
                 self.builder.store(self.zero, place)
         return block
 
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        return self.builder.call(self._fma, [a, b, c])
+
     def add_product(self, place: Any, a: Any, b: Any) -> None:
-        total = self.builder.call(self._fma, [a, b, self.builder.load(place)])
-        self.builder.store(total, place)
+        self.builder.store(self.fma(a, b, self.builder.load(place)), place)
+
+    def rectified(self, value: Any, relu: Any) -> Any:
+        """max(value, 0) where ``relu`` is not 0."""
+        negative = self.builder.fcmp_ordered("<", value, self.zero)  # NaN is not, and stays
+        positive = self.builder.select(negative, self.zero, value)
+        return self.builder.select(self.builder.trunc(relu, ir.IntType(1)), positive, value)
 
     def total(self, place: Any) -> Any:
         """The sum of the lanes."""
@@ -170,10 +178,7 @@ def _correlation_block(
     for row, places in enumerate(sums):
         target = code.moved(y, builder.mul(y_stride, INT64(row)))
         for v, place in enumerate(places):
-            total = builder.load(place)
-            negative = builder.fcmp_ordered("<", total, code.zero)  # NaN is not, and stays
-            rectified = builder.select(negative, code.zero, total)
-            total = builder.select(builder.trunc(relu, ir.IntType(1)), rectified, total)
+            total = code.rectified(builder.load(place), relu)
             store(total, code.moved(target, INT64(LANES * v)))
 
 
@@ -265,6 +270,65 @@ def _product_tile(
         return context.get_dummy_value()
 
     return signature, generate
+
+
+def _map_block(
+    builder: Any, arguments: tuple[Any, ...], matrix: Sequence[Sequence[float]], whole: bool
+) -> None:
+    sources, targets, offset, bias, relu, rest = arguments
+    code = _Code(builder)
+    load, store = code.load, code.store
+    if not whole:
+        mask = code.first(rest)
+        load, store = partial(code.load_some, mask=mask), partial(code.store_some, mask=mask)
+
+    def place(table: Any, index: int) -> Any:
+        address = code.load(builder.add(table, INT64(8 * index)), INT64)
+        return builder.add(address, offset)
+
+    seen = [load(place(sources, index)) for index in range(len(matrix[0]))]
+    start = code.spread(code.load(bias, FLOAT))
+    for index, row in enumerate(matrix):
+        total = start
+        for values, factor in zip(seen, row, strict=True):
+            if factor:
+                factors = ir.Constant(code.vector, [float(factor)] * LANES)
+                total = code.fma(values, factors, total)
+        store(code.rectified(total, relu), place(targets, index))
+
+
+def linear_map(matrices: Mapping[int, Sequence[Sequence[float]]]) -> Any:
+    """An intrinsic that multiplies vectors by one of some small matrices, whose zeros cost nothing.
+
+    y[i] = bias + Σ matrix[i][j]·x[j]. Its arguments: addresses of two tables of addresses, of x and
+    of y; an offset to add to each of these; the address of bias; whether to take max(y, 0); the key
+    of the matrix; how many elements there are, at most `LANES`.
+    """
+
+    def tile(
+        typing: Any, sources: Any, targets: Any, offset: Any, bias: Any, relu: Any, key: Any,
+        rest: Any,
+    ) -> Any:  # fmt: skip
+        signature = types.void(*[types.int64] * 7)
+
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            *inner, key, rest = values
+            arguments = (*inner, rest)
+
+            def either(matrix: Sequence[Sequence[float]]) -> None:
+                whole = builder.icmp_signed("==", rest, INT64(LANES))
+                with builder.if_else(whole) as (then, otherwise):
+                    with then:
+                        _map_block(builder, arguments, matrix, True)
+                    with otherwise:
+                        _map_block(builder, arguments, matrix, False)
+
+            _one_of(builder, key, {k: partial(either, m) for k, m in matrices.items()})
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return intrinsic(tile)
 
 
 correlation_tile: Any = intrinsic(_correlation_tile)

@@ -30,6 +30,7 @@ from arraycnn.backends.cpu_columns import (
 )
 from arraycnn.backends.layout import buffer_of
 from arraycnn.backends.memory import Scratch
+from arraycnn.backends.threads import one_blas_thread
 from arraycnn.geometry import Window, tiles
 from arraycnn.types import Array
 
@@ -54,6 +55,18 @@ class Filter(NamedTuple):
     seen: Array  # V(P)⁻ᵀ, its rows scaled to end in 1 (P, P)
     spread: Array  # V(m) (P, m)
 
+    @QUIETLY
+    def of_kernels(self, weight: Array) -> Array:
+        """V(k) g: kernels (O, C, kh, k) at the points, (P, O, C, kh)."""
+        with one_blas_thread:
+            return np.tensordot(self.kernel, weight, (1, 3))
+
+    @QUIETLY
+    def to_kernels(self, values: Array) -> Array:
+        """The adjoint of `of_kernels`."""
+        with one_blas_thread:
+            return np.tensordot(values, self.kernel, (0, 0))
+
 
 class FilteredColumns(Columns):
     """Columns at P points: matrices (P, R, kh·C, L) for L groups of m outputs in each of R rows.
@@ -77,14 +90,14 @@ class FilteredColumns(Columns):
 
     def kernels(self, weight: Array) -> Array:
         """V(k) g: weights (O, C, kh, kw) as matrices (P, 1, O, kh·C)."""
-        values = np.tensordot(self.filter.kernel, weight, (1, 3))  # (P, O, C, kh)
+        values = self.filter.of_kernels(weight)  # (P, O, C, kh)
         return values.swapaxes(2, 3).reshape(len(values), 1, -1, self.depth)
 
     def weight_of(self, kernels: Array) -> Array:
         """The adjoint of `kernels`: (P, O, kh·C) → (O, C, kh, kw)."""
         self._check(kernels.sum())
         values = kernels.reshape(*kernels.shape[:2], self.window.kernel_size[0], -1)
-        return np.tensordot(values, self.filter.kernel, (0, 0)).swapaxes(1, 2)
+        return self.filter.to_kernels(values).swapaxes(1, 2)
 
     def part(self, buffer: Array, index: int) -> Array:
         return buffer[(slice(None), *self.pieces[index].tile)].swapaxes(0, 1)

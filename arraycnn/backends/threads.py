@@ -45,7 +45,7 @@ class Workers:
         """Call ``part(0)`` … ``part(parts − 1)``, in any order, at once where ``seconds``, a guess
         at the work in all of them, is worth it. ``blas`` says whether they call BLAS."""
         if blas:
-            with _blas:
+            with one_blas_thread:
                 self.run(part, parts, seconds, blas=False)
             return
         helpers = min(self.count, parts) - 1
@@ -134,8 +134,8 @@ def _description(library: Mapping[str, Any]) -> str:
     return name
 
 
-_blas = _Blas()
-describe_blas = _blas.describe
+one_blas_thread = _Blas()
+describe_blas = one_blas_thread.describe
 
 
 def _default_count() -> int:
