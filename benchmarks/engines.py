@@ -54,6 +54,9 @@ def command_line(description: str, rounds: int) -> argparse.ArgumentParser:
     parser.add_argument(
         "--processor-time", action="store_true", help="of one thread, instead of wall time"
     )
+    parser.add_argument(
+        "--keep-freed", action="store_true", help="have glibc keep memory that is freed"
+    )
     parser.add_argument("--memory", action="store_true", help="measure peak memory too (Linux)")
     parser.add_argument(
         "--check", action="store_true", help="compare the engines' results, measure nothing"
@@ -137,6 +140,7 @@ def machine(arguments: argparse.Namespace) -> dict[str, Any]:
         "threads": arguments.threads,
         "clock": arguments.clock,
         "rounds": arguments.rounds,
+        "malloc": "keeps freed memory" if arguments.keep_freed else "as it is",
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         "numpy": version("numpy"),

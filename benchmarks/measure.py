@@ -27,7 +27,7 @@ Times = dict[str, list[float]]  # seconds of one call, by engine and round
 
 TURN = 0.1  # seconds that an engine's turn lasts, or one call, if that takes longer
 # glibc gives some freed arrays back and not others, as chance has it; a page fault per 4 KiB of the
-# next result then doubles the time of an inference in PyTorch, or does not. So it shall keep them.
+# next result then doubles the time of an inference in PyTorch, or does not. It can be told to keep.
 KEEP_FREED_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
     "MALLOC_MMAP_THRESHOLD_": str(1 << 25),  # the most it accepts
@@ -62,7 +62,7 @@ def compare(
     build: Build, spec: Any, task: str, arguments: Namespace, engines: Sequence[str] = ()
 ) -> Times:
     """Start all engines, then let them take turns, round by round."""
-    with patch.dict(os.environ, KEEP_FREED_MEMORY):
+    with patch.dict(os.environ, KEEP_FREED_MEMORY if arguments.keep_freed else {}):
         workers = {
             engine: Worker(build, engine, spec, task, arguments.clock)
             for engine in engines or arguments.engines
