@@ -110,6 +110,28 @@ class TestSequential:
             assert_close(backend.to_numpy(network(x)), backend.to_numpy(expected), 1e-13)
             network.forward(x)
 
+    @pytest.mark.parametrize("base", [ac.Conv2d, ac.MaxPool2d])
+    def test_the_own_methods_of_a_subclass_are_called(self, base: type[Layer]) -> None:
+        def forward(self, x):
+            return x + 1, lambda grad_y: grad_y
+
+        def inference(self, x):
+            return x + 2
+
+        arguments = (1, 1, 3) if base is ac.Conv2d else (2,)
+        x = np.zeros((2, 1, 4, 4), np.float32)
+        for methods, inferred in (
+            ({"forward": forward}, 1),
+            ({"forward": forward, "__call__": inference}, 2),
+        ):
+            layer = type("Own", (base,), methods)(*arguments)
+            assert (layer(x) == inferred).all()
+            network = ac.Sequential(ac.ReLU(), layer, ac.ReLU(), layer, ac.BatchNorm(1))
+            y, _ = ac.Sequential(*network[:4]).forward(x)
+            assert (y == 2).all()
+            assert (network[:4](x) == 2 * inferred).all()
+            np.testing.assert_allclose(network(x), 2 * inferred, rtol=1e-4)
+
     def test_a_batch_norm_that_does_not_fit_its_convolution_says_so(self) -> None:
         network = ac.Sequential(ac.Conv2d(1, 4, 3), ac.BatchNorm(3))
         with pytest.raises(ValueError, match="num_features is the number of channels"):

@@ -327,7 +327,7 @@ class RectifiedLayer(Layer):
         """As `Layer.forward`; with ``relu``, of max(y, 0)."""
 
     def __call__(self, x: Array, *, relu: bool = False) -> Array:
-        return self.forward(x, relu=relu)[0]
+        return (self.forward(x, relu=True) if relu else self.forward(x))[0]
 
 
 class RandomLayer(Layer):

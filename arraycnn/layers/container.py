@@ -1,5 +1,6 @@
 """Layers made of layers."""
 
+import inspect
 from collections.abc import Iterable, Iterator
 from typing import Any, overload
 
@@ -119,15 +120,23 @@ def _steps(layers: tuple[Layer, ...]) -> Iterator[tuple[Any, bool]]:
     """
     order = list(layers)
     for index in range(1, len(order) - 1):
-        if type(order[index]) is ReLU and isinstance(order[index + 1], MaxPool):
+        if type(order[index]) is ReLU and type(order[index + 1]).forward is MaxPool.forward:
             order[index : index + 2] = order[index + 1], order[index]
     fused = False
     for layer, after in zip(order, [*order[1:], None], strict=True):
         if not fused:
-            fused = type(after) is ReLU and isinstance(layer, RectifiedLayer)
+            fused = type(after) is ReLU and _can_rectify(layer)
             yield layer, fused
         else:
             fused = False
+
+
+def _can_rectify(layer: Layer) -> bool:
+    """Whether a ReLU can be part of the layer; of a subclass's own methods, whether they say so."""
+    methods = type(layer).forward, type(layer).__call__
+    return isinstance(layer, RectifiedLayer) and all(
+        "relu" in inspect.signature(method).parameters for method in methods
+    )
 
 
 def _with_norms(steps: Iterable[tuple[Any, bool]]) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -138,7 +147,7 @@ def _with_norms(steps: Iterable[tuple[Any, bool]]) -> Iterator[tuple[Any, dict[s
         options: dict[str, Any] = {"relu": True} if relu else {}
         norm, after = rest[0] if rest else (None, False)
         if (
-            isinstance(layer, Conv)
+            (type(layer).forward, type(layer).__call__) == (Conv.forward, Conv.__call__)
             and not relu
             and type(norm) is BatchNorm
             and norm.num_features == layer.out_channels

@@ -149,6 +149,8 @@ class Conv(ConvBase):
         """
         if norm and (norm.backend, norm.dtype) != (self.backend, self.dtype):
             return norm(self(x), relu=relu)  # which says what to do about it
+        if type(self).forward is not Conv.forward:  # a subclass has its own
+            return super().__call__(x, relu=relu)
         backend, x = self.receive(x)
         window = self._window(x.shape)
         weight, bias = self.weight.data, self.bias and self.bias.data
