@@ -7,6 +7,7 @@ broken.
 
 import faulthandler
 import os
+import signal
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from test_backend import CALLS
 
 from arraycnn.backends import kernels
 
+DEADLINE = 120  # seconds, several times what the slowest one takes
 NOTICED = 3
 
 pytestmark = [
@@ -128,6 +130,7 @@ class Broken:
         child = os.fork()
         if not child:
             faulthandler.disable()
+            signal.alarm(DEADLINE)  # a mutant that overwrites malloc's lists may never come back
             noticed = True
             try:
                 for order in launcher.ORDERS:
