@@ -19,7 +19,7 @@ from test_backend import CALLS
 
 from arraycnn.backends import kernels
 
-DEADLINE = 120  # seconds, several times what the slowest one takes
+DEADLINE = 40  # seconds, several times what the slowest one takes
 NOTICED = 3
 
 pytestmark = [
