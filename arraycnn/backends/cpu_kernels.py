@@ -355,7 +355,7 @@ def max_pool(x: Any, y: Any, window: Any, start: int, stop: int) -> None:
 
 
 @kernel(given(4), made(4), INT, INT)
-def max_pool_pairs(x: Any, y: Any, start: int, stop: int) -> None:
+def max_pool_of_pairs(x: Any, y: Any, start: int, stop: int) -> None:
     """`max_pool` over 2×2 elements side by side."""
     for channel in range(start, stop):
         for row in range(y.shape[1]):
@@ -388,7 +388,7 @@ def max_pool_winners(x: Any, y: Any, winners: Any, window: Any, start: int, stop
 
 
 @kernel(given(4), given(4), _TAPS_MADE, INT, INT)
-def max_pool_pairs_winners(x: Any, y: Any, winners: Any, start: int, stop: int) -> None:
+def max_pool_winners_of_pairs(x: Any, y: Any, winners: Any, start: int, stop: int) -> None:
     """`max_pool_winners` over 2×2 elements side by side."""
     first, second, third, fourth = np.uint8(0), np.uint8(1), np.uint8(2), np.uint8(3)
     for channel in range(start, stop):
@@ -404,7 +404,7 @@ def max_pool_pairs_winners(x: Any, y: Any, winners: Any, start: int, stop: int) 
 
 
 @kernel(_TAPS, given(4), made(4), INT, INT)
-def max_pool_pairs_grad(winners: Any, delta: Any, grad: Any, start: int, stop: int) -> None:
+def max_pool_grad_of_pairs(winners: Any, delta: Any, grad: Any, start: int, stop: int) -> None:
     """`max_pool_grad` over 2×2 elements side by side."""
     zero = float32(0)
     for channel in range(start, stop):

@@ -23,6 +23,7 @@ from arraycnn.backends.cpu_filters import CompiledFilters
 from arraycnn.backends.cpu_positions import plane_window, positions
 from arraycnn.backends.layout import buffer_of
 from arraycnn.backends.normalization import rows_of
+from arraycnn.backends.pooling import winner_dtype
 from arraycnn.geometry import Window
 from arraycnn.types import Array, Shape
 
@@ -198,28 +199,15 @@ class CompiledCpuBackend(CompiledFilters, CpuBackend):
         if not self._suits(x) or window.ndim > 2:
             return super().max_pool(x, window)
         y = self.empty((*x.shape[:2], *window.output_size), np.float32)
-        source, target = _planes(x, window), _planes(y, window)
-        if _is_pairs(window):
-            pairs = self._kernels.max_pool_pairs.compiled
-            self._each_row(lambda *part: pairs(source, target, *part), source, passes=2)
-            return y
-        numbers = _numbers(window)
-        compiled = self._kernels.max_pool.compiled
-        self._each_row(lambda *part: compiled(source, target, numbers, *part), source, passes=2)
+        self._pool("max_pool", window, x, (x, y), passes=2)
         return y
 
     def _winners(self, x: Array, y: Array, window: Window) -> Array:
-        if not self._suits(x, y) or window.ndim > 2 or window.taps > 256:
+        dtype = winner_dtype(window)
+        if not self._suits(x, y) or window.ndim > 2 or dtype != np.uint8:
             return super()._winners(x, y, window)
-        winners = self.empty(y.shape, np.uint8)
-        arrays = tuple(_planes(a, window) for a in (x, y, winners))
-        if _is_pairs(window):
-            pairs = self._kernels.max_pool_pairs_winners.compiled
-            self._each_row(lambda *part: pairs(*arrays, *part), arrays[0], passes=2)
-            return winners
-        numbers = _numbers(window)
-        compiled = self._kernels.max_pool_winners.compiled
-        self._each_row(lambda *part: compiled(*arrays, numbers, *part), arrays[0], passes=2)
+        winners = self.empty(y.shape, dtype)
+        self._pool("max_pool_winners", window, x, (x, y, winners), passes=2)
         return winners
 
     def max_pool_grad(self, winners: Array, grad_output: Array, window: Window) -> Array:
@@ -228,15 +216,20 @@ class CompiledCpuBackend(CompiledFilters, CpuBackend):
         if not compact or not self._suits(grad_output):
             return super().max_pool_grad(winners, grad_output, window)
         grad = self.empty((*winners.shape[:2], *window.input_size), np.float32)
-        arrays = tuple(_planes(a, window) for a in (winners, grad_output, grad))
-        if _is_pairs(window):
-            pairs = self._kernels.max_pool_pairs_grad.compiled
-            self._each_row(lambda *part: pairs(*arrays, *part), arrays[2], passes=3)
-            return grad
-        numbers = _numbers(window)
-        compiled = self._kernels.max_pool_grad.compiled
-        self._each_row(lambda *part: compiled(*arrays, numbers, *part), arrays[2], passes=3)
+        self._pool("max_pool_grad", window, grad, (winners, grad_output, grad), passes=3)
         return grad
+
+    def _pool(
+        self, name: str, window: Window, pooled: Array, arrays: tuple[Array, ...], passes: int
+    ) -> None:
+        """Run a pooling kernel, where it can the one for 2×2 elements, over channels."""
+        planes = tuple(_planes(array, window) for array in arrays)
+        pairs = _is_pairs(window)
+        numbers = () if pairs else (_numbers(window),)
+        compiled = getattr(self._kernels, f"{name}_of_pairs" if pairs else name).compiled
+        self._each_row(
+            lambda *part: compiled(*planes, *numbers, *part), _planes(pooled, window), passes
+        )
 
     def channel_moments(self, x: Array) -> tuple[Array, Array]:
         if not self._suits(x):
