@@ -10,21 +10,22 @@ from arraycnn.backends.cpu_vectors import LANES, linear_map
 from arraycnn.backends.cpu_winograd import minimal_filter
 
 _rules = {width: minimal_filter(OUTPUTS, width) for width in WIDTHS}
-seen_tile = linear_map({width: rule.seen.tolist() for width, rule in _rules.items()})
-spread_tile = linear_map({width: rule.spread.tolist() for width, rule in _rules.items()})
+_seen = {width: rule.seen.tolist() for width, rule in _rules.items()}
+_spread = {-width: rule.spread.tolist() for width, rule in _rules.items()}
+to_points_tile = linear_map(_seen | _spread)
 collect_tile = linear_map({width: rule.spread.T.tolist() for width, rule in _rules.items()})
 
 
-@kernel(given(4), given(1), made(5), INT, INT, INT, INT, INT, BOOL)
+@kernel(given(4), given(1), made(5), INT, INT, INT, INT, INT)
 def to_points(
-    x: Any, zeros: Any, values: Any, width: int, row: int, sample: int, taps: int, before: int,
-    spread: bool,
-) -> None:  # fmt: skip
+    x: Any, zeros: Any, values: Any, width: int, row: int, sample: int, taps: int, before: int
+) -> None:
     """values[p, c, r, g, n]: what group g of the row ``row`` + r of x is at the points.
 
     x is (C, H, W, N), values (points, C, rows, groups, n) for the samples from ``sample`` on. Group
     g has the ``taps`` columns from g·`OUTPUTS` − ``before`` on; outside of x there are ``zeros``,
-    at least n. With ``spread`` x is a gradient with respect to outputs, and the map another.
+    at least n. ``width`` is that of the kernel, negative where x is a gradient with respect to
+    outputs, which the adjoint map takes to the points.
     """
     channels, height, columns, batch = x.shape
     points, _, rows, groups, samples = values.shape
@@ -44,17 +45,10 @@ def to_points(
                     place = ((point * channels + channel) * rows + r) * groups + group
                     targets[point] = values.ctypes.data + 4 * place * samples
                 for done in range(0, samples, LANES):
-                    some = min(LANES, samples - done)
-                    if spread:
-                        spread_tile(
-                            sources.ctypes.data, targets.ctypes.data, 4 * done, zeros.ctypes.data,
-                            False, width, some,
-                        )  # fmt: skip
-                    else:
-                        seen_tile(
-                            sources.ctypes.data, targets.ctypes.data, 4 * done, zeros.ctypes.data,
-                            False, width, some,
-                        )  # fmt: skip
+                    to_points_tile(
+                        sources.ctypes.data, targets.ctypes.data, 4 * done, zeros.ctypes.data,
+                        False, width, min(LANES, samples - done),
+                    )  # fmt: skip
 
 
 @kernel(given(5), given(1), made(4), made(1), INT, INT, INT, BOOL)

@@ -109,7 +109,7 @@ class CompiledFilters(Layout):
                 shape = (rule.points, outputs, count, groups, batch)
                 slopes = self.scratch("products", shape, np.float32)
                 place = rows.start, samples.start
-                to_points(delta, ZEROS, slopes, width, *place, OUTPUTS, 0, True)
+                to_points(delta, ZEROS, slopes, -width, *place, OUTPUTS, 0)
                 add_weight_grad(
                     _in_line(seen), _in_line(slopes), sums[part], rule.points, numbers, count, 0, 1,
                 )  # fmt: skip
@@ -132,7 +132,7 @@ class CompiledFilters(Layout):
         values = self.scratch("points", shape, np.float32)
         place = rows.start - above, samples.start
         to_points = self._filter_kernels.to_points.compiled
-        to_points(source, ZEROS, values, window.kernel_size[1], *place, rule.points, left, False)
+        to_points(source, ZEROS, values, window.kernel_size[1], *place, rule.points, left)
         return values
 
 
