@@ -27,6 +27,7 @@ from arraycnn.types import Array, Shape
 
 TILE_BYTES = 4 << 20  # columns this large are still in cache when they are multiplied
 LENGTHS = (256, 8192)  # shorter matrices starve the product, longer ones gain nothing
+PRODUCTS = 1 << 18  # numbers that are kept until they are added up
 PIECES = 4  # at least, of work that is worth sharing
 FLOPS = 1e11  # a guess at multiply-adds per second of one core …
 BYTES = 1e10  # … and at bytes copied, to see what is worth a thread
@@ -119,10 +120,12 @@ class Columns:
 
     def correlate(self, factors: Array, columns: Array, total: Array) -> None:
         """Add Σ a vᵀ over the rows: a (G, R, O/G, L), columns v (G, R, K, L), total (G, O/G, K)."""
-        product = self.scratch("product", total.shape, total.dtype)
-        for row in range(columns.shape[1]):
-            np.matmul(factors[:, row], columns[:, row].swapaxes(1, 2), out=product)
-            np.add(total, product, out=total)
+        step = max(1, PRODUCTS // total.size)
+        for y in range(0, columns.shape[1], step):
+            rows = factors[:, y : y + step], columns[:, y : y + step].swapaxes(2, 3)
+            shape = (total.shape[0], rows[0].shape[1], *total.shape[1:])
+            products = self.scratch("products", shape, total.dtype)
+            np.add(total, np.matmul(*rows, out=products).sum(axis=1), out=total)
 
     def _block(self, tile: Tile) -> Array:
         """The padded input that the outputs of a tile see: (C, *sizes, n)."""
@@ -184,9 +187,10 @@ def pieces(window: Window, batch: int, column: int, limit: int, parts: int = 1) 
     found = tile_runs((*window.output_size[1:], batch), length)
     span, stride, rows = window.kernel_size[0], window.stride[0], window.output_size[0]
     lines = min(TILE_BYTES, limit) // (column // span * found[0][1].stop)
+    blocks = blocks_of([run for _, run in found], parts)
     return [
         Piece((part, *tile), part, run)
-        for part in row_blocks(rows, 1 + (lines - span) // stride, parts // len(found))
+        for part in row_blocks(rows, 1 + (lines - span) // stride, blocks)
         for tile, run in found
     ]
 
@@ -198,9 +202,18 @@ def row_blocks(rows: int, most: int, parts: int) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
+def blocks_of(runs: list[slice], parts: int) -> int:
+    """Blocks of rows that make ``parts`` pieces with each of the runs; runs of different lengths
+    are no equal shares."""
+    equal = runs[-1].stop - runs[-1].start == runs[0].stop
+    return parts // len(runs) if equal else parts
+
+
 def parts_of(seconds: float) -> int:
     """Pieces that so much work should have, to be shared out to threads."""
-    return PIECES if seconds > WORTHWHILE else 1
+    if seconds < WORTHWHILE:
+        return 1
+    return 2 if seconds < PIECES * WORTHWHILE else PIECES
 
 
 def column_bytes(window: Window, batch: int, channels: int, itemsize: int, limit: int) -> int:

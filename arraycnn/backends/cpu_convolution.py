@@ -16,7 +16,7 @@ from arraycnn.backends.cpu_columns import FLOPS as FLOPS
 from arraycnn.backends.cpu_columns import LENGTHS, TILE_BYTES, Columns, column_bytes, parts_of
 from arraycnn.backends.cpu_winograd import FilteredColumns, filter_outputs, filtered_bytes
 from arraycnn.backends.layout import buffer_of
-from arraycnn.backends.memory import BlockPool, Scratch
+from arraycnn.backends.memory import BlockPool, Scratch, zeros
 from arraycnn.backends.threads import Workers
 from arraycnn.geometry import Window
 from arraycnn.types import Array, Shape
@@ -53,7 +53,7 @@ class CpuConvolution(ConvolutionPrimitives):
                 if offsets is not None:
                     np.add(out, offsets, out=out)
                 if relu:
-                    np.maximum(out, _zeros(out.shape[-1], out.dtype), out=out)
+                    np.maximum(out, zeros(out.shape[-1], out.dtype), out=out)
 
             self.workers.run(piece, len(columns), columns.seconds)
             return h
@@ -191,13 +191,3 @@ def tap_places(window: Window, sizes: Shape) -> list[tuple[slice, ...]]:
     """What a tile of so many positions sees through each tap, from the first that it sees on."""
     tile = tuple(slice(0, size) for size in sizes)
     return [(slice(None), *window.tap_slices(tap, tile)) for tap in window.tap_offsets()]
-
-
-def _zeros(length: int, dtype: Any) -> Array:
-    """Zeros to compare with: several times faster than comparing with a number."""
-    return _longer_zeros(-(-length // 4096) * 4096, dtype)[:length]
-
-
-@lru_cache(maxsize=64)
-def _longer_zeros(length: int, dtype: Any) -> Array:
-    return np.zeros(length, dtype)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from arraycnn.backends.layout import buffer_of
-from arraycnn.backends.memory import Scratch
+from arraycnn.backends.memory import Scratch, zeros
 from arraycnn.backends.normalization import NormalizationPrimitives, rows_of
 from arraycnn.backends.pointwise import PointwisePrimitives
 from arraycnn.backends.pooling import PoolingPrimitives, winner_dtype
@@ -16,8 +16,8 @@ from arraycnn.backends.threads import Workers
 from arraycnn.geometry import Window
 from arraycnn.types import Array, Shape
 
-CHUNK = 1 << 16  # elements that an operation works on at a time
-SUM_BLOCK = 4096  # sums run over blocks this long, then over the blocks, which keeps them accurate
+CHUNK = 1 << 19  # elements that an operation works on at a time: calls cost more on two threads
+SUM_BLOCK = 1024  # sums run over blocks this long, then over the blocks, which keeps them accurate
 ROWS = 64  # of a dense product that one thread computes at a time
 SECONDS = 2e-10  # a guess at the time of one pass over an element …
 SECONDS_PER_PRODUCT = 1e-11  # … and of a multiply-add
@@ -37,7 +37,7 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
         def sum_up(part: slice) -> None:
             np.add(first[part], second[part], out=target[part])
             if relu:
-                np.maximum(target[part], np.zeros(1, a.dtype), out=target[part])
+                np.maximum(target[part], zeros(part.stop - part.start, a.dtype), out=target[part])
 
         self._each_chunk(sum_up, a.size, passes=3)
         return y
@@ -48,7 +48,7 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
         source, target = _flat(x), _flat(y)
 
         def rectify(part: slice) -> None:
-            np.maximum(source[part], np.zeros(1, x.dtype), out=target[part])
+            np.maximum(source[part], zeros(part.stop - part.start, x.dtype), out=target[part])
 
         self._each_chunk(rectify, x.size)
         return y
@@ -169,19 +169,17 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
         mean, var = (np.empty(rows.shape[0], x.dtype) for _ in range(2))
 
         def measure(channels: slice) -> None:
-            part = rows[channels]
-            total, spread = np.zeros((2, part.shape[0]))  # Σ x and Σ (x − mean)² so far
-            done = 0
-            for run in _runs(part.shape):
-                size = run.stop - run.start
-                sums = _row_sums(part[:, run])
-                centred = self._centred(part[:, run], (sums / size).astype(x.dtype))
-                spread += np.vecdot(centred, centred)
-                if done:  # Chan, Golub & LeVeque, "Updating formulae", 1979
-                    spread += (sums / size - total / done) ** 2 * (size * done / (size + done))
-                total += sums
-                done += size
-            mean[channels], var[channels] = total / rows.shape[1], spread / rows.shape[1]
+            part, count = rows[channels], rows.shape[1]
+            runs = _runs(part.shape)
+            # Shifted by the first run's mean, Σ(x − shift)² − n·(mean − shift)² loses few digits.
+            shift = (_row_sums(part[:, runs[0]]) / runs[0].stop).astype(x.dtype)
+            total, squares = np.zeros((2, part.shape[0]))
+            for run in runs:
+                centred = self._centred(part[:, run], shift)
+                total += _row_sums(centred)
+                squares += _row_dots(centred, centred)
+            mean[channels] = shift + total / count
+            var[channels] = (squares - total * total / count) / count
 
         self._each_channels(measure, rows.shape, passes=3, blas=True)
         return mean, var
@@ -196,7 +194,7 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
                 np.multiply(source[channels, run], scale[channels, None], out=part)
                 np.add(part, shift[channels, None], out=part)
                 if relu:
-                    np.maximum(part, np.zeros(1, x.dtype), out=part)
+                    np.maximum(part, zeros(part.shape[1], x.dtype), out=part)
 
         self._each_channels(apply, source.shape, passes=3)
         return y
@@ -225,7 +223,7 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
             for run in runs:
                 shift += _row_sums(delta[channels, run])
                 centred = self._centred(source[channels, run], mean[channels])
-                total += np.vecdot(delta[channels, run], centred)
+                total += _row_dots(delta[channels, run], centred)
             grad_shift[channels], grad_scale[channels] = shift, total * inverse_std[channels]
             factor = scale[channels] * inverse_std[channels]
             slope = -factor * inverse_std[channels] * grad_scale[channels] / count
@@ -315,15 +313,31 @@ def _runs(shape: Shape) -> list[slice]:
 
 
 def _row_sums(rows: Array) -> Any:
-    """Σ of each row in float64: matrix–vector products over blocks, which beat ``sum``."""
-    count, blocks = rows.shape[0], rows.shape[1] // SUM_BLOCK
-    whole = blocks * SUM_BLOCK
+    """Σ of each row in float64."""
     ones = _ones(rows.dtype)
-    sums = rows[:, :whole].reshape(count, blocks, SUM_BLOCK) @ ones
-    total = sums.sum(axis=1, dtype=np.result_type(rows.dtype, np.float64))
-    if whole < rows.shape[1]:
-        total += rows[:, whole:] @ ones[: rows.shape[1] - whole]
-    return total
+    blocks, rest = _blocks(rows)
+    return _sum(np.vecdot(ones, blocks)) + np.vecdot(ones[: rest.shape[1]], rest)
+
+
+def _row_dots(a: Array, b: Array) -> Any:
+    """Σ a·b of each row in float64."""
+    (blocks, rest), (others, other_rest) = _blocks(a), _blocks(b)
+    return _sum(np.vecdot(blocks, others)) + np.vecdot(rest, other_rest)
+
+
+def _blocks(rows: Array) -> tuple[Array, Array]:
+    """Rows (C, L) as blocks (C, L // SUM_BLOCK, SUM_BLOCK) and what is left of each.
+
+    Dot products of blocks are faster than ``sum``, and where there are hundreds of them NumPy lets
+    other threads run.
+    """
+    count = rows.shape[1] // SUM_BLOCK
+    whole = count * SUM_BLOCK
+    return rows[:, :whole].reshape(rows.shape[0], count, SUM_BLOCK), rows[:, whole:]
+
+
+def _sum(sums: Array) -> Any:
+    return sums.sum(axis=1, dtype=np.result_type(sums.dtype, np.float64))
 
 
 @lru_cache(maxsize=8)

@@ -18,7 +18,7 @@ import numpy as np
 from arraycnn.backends.convolution import ConvolutionPrimitives, adjoint_kernels
 from arraycnn.backends.cpu import CpuBackend
 from arraycnn.backends.cpu_convolution import FLOPS, PARTIAL_SUMS
-from arraycnn.backends.cpu_elementwise import CHUNK, SECONDS, is_partition
+from arraycnn.backends.cpu_elementwise import SECONDS, is_partition
 from arraycnn.backends.cpu_filters import CompiledFilters
 from arraycnn.backends.cpu_positions import plane_window, positions
 from arraycnn.backends.layout import buffer_of
@@ -28,6 +28,7 @@ from arraycnn.geometry import Window
 from arraycnn.types import Array, Shape
 
 VARIABLE = "ARRAYCNN_FAST"
+RUN = 1 << 16  # elements that a kernel works on at a time
 PRODUCT_LENGTH = 1024  # elements that a weight gradient sums up before it goes to memory
 PARTS = 16  # that a convolution is cut into at most …
 PART_FLOPS = 2_000_000  # … and multiply-adds that each of them is worth
@@ -351,8 +352,8 @@ class CompiledCpuBackend(CompiledFilters, CpuBackend):
     def _each_run(self, function: Callable[..., None], size: int, passes: int) -> None:
         """Call ``function`` for start and stop of runs of ``size`` elements."""
         self.workers.run(
-            lambda index: function(index * CHUNK, min(size, (index + 1) * CHUNK)),
-            -(-size // CHUNK),
+            lambda index: function(index * RUN, min(size, (index + 1) * RUN)),
+            -(-size // RUN),
             size * passes * SECONDS,
             blas=False,
         )
@@ -360,7 +361,7 @@ class CompiledCpuBackend(CompiledFilters, CpuBackend):
     def _each_row(self, function: Callable[..., None], buffer: Array, passes: int) -> None:
         """Call ``function`` for first and last index of runs of the first dimension."""
         rows = buffer.shape[0]
-        step = max(1, CHUNK * rows // buffer.size)
+        step = max(1, RUN * rows // buffer.size)
         self.workers.run(
             lambda index: function(index * step, min(rows, (index + 1) * step)),
             -(-rows // step),

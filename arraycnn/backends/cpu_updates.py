@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, TypeVar
 
-from arraycnn.backends.cpu_elementwise import CHUNK, SECONDS
+from arraycnn.backends.cpu_elementwise import SECONDS
 from arraycnn.backends.threads import Workers
 from arraycnn.backends.updates import UpdatePrimitives
 from arraycnn.types import Array
+
+CHUNK = 1 << 16  # elements: so many of all arrays and temporaries stay in cache
 
 Update = TypeVar("Update", bound=Callable[..., None])
 

@@ -21,9 +21,11 @@ import numpy as np
 
 from arraycnn.backends.cpu_columns import (
     FLOPS,
+    PRODUCTS,
     TILE_BYTES,
     Columns,
     Piece,
+    blocks_of,
     overlapping,
     parts_of,
     row_blocks,
@@ -37,8 +39,8 @@ from arraycnn.types import Array
 POINTS = (0, 1, -1, 2, -2, 0.5, -0.5)  # and ∞, where a polynomial's value is its last coefficient
 COUNTS = (4, 6, 8)  # of points; more lose too many digits
 LENGTHS = (128, 1024)  # of matrices, as in plain columns
-PRODUCTS = 1 << 18  # that are kept until they are collected
 TRANSFORM = 20  # multiply-adds in the time that one transformed value takes, and as many again
+PASSES = 6  # the time of a piece, in that of its products alone, were they as fast as large ones
 SMALL = 64  # for batches of this size
 WORTHWHILE = 0.9  # of the time of plain columns
 COPY = 8  # multiply-adds in the time that one value of a plain column takes
@@ -84,7 +86,7 @@ class FilteredColumns(Columns):
         self.depth = window.kernel_size[0] * x.shape[1]
         self.per_channel = (1, -1, 1, 1)
         products = window.positions * x.shape[0] * self.depth * outputs * self.filter.points // m
-        self.seconds = 2 * products / FLOPS
+        self.seconds = PASSES * products / FLOPS
         parts = parts_of(self.seconds)
         self.pieces = filtered_pieces(window, x.shape[0], x.shape[1], m, limit, parts)
 
@@ -114,23 +116,34 @@ class FilteredColumns(Columns):
         channels, lines, _, batch = block.shape
         seen = np.lib.stride_tricks.as_strided(  # groups overlap
             block,
-            (lines, channels, count, points, batch),
-            (row, channel, m * column, column, sample),
+            (points, lines, channels, count, batch),
+            (column, row, channel, m * column, sample),
         )
-        values = self.scratch("columns", (points, lines, channels, count, batch), block.dtype)
-        np.matmul(self.filter.seen, seen, out=by_group(values))
+        values = self.scratch("columns", seen.shape, block.dtype)
+        for part in self._row_blocks(seen):
+            gathered = self.scratch("gathered", seen[:, part].shape, block.dtype)
+            np.copyto(gathered, seen[:, part])
+            product(self.filter.seen, gathered, values[:, part])
         return overlapping(values, rows.stop - rows.start, 1, self.depth, channels)
 
     @QUIETLY
     def at_points(self, buffer: Array, index: int) -> Array:
         """V(m) u: a piece of a buffer as matrices (P, R, C, L)."""
-        part, spread = self.part(buffer, index), self.filter.spread  # (R, C, columns, n)
+        part, m = self.part(buffer, index), self.filter.outputs  # (R, C, columns, n)
         rows, channels, columns, batch = part.shape
-        count = -(-columns // self.filter.outputs)
-        values = self.scratch("values", (len(spread), rows, channels, count, batch), part.dtype)
-        for where, group in self._groups(part):
-            np.matmul(spread[:, : group.shape[3]], group, out=by_group(values)[:, :, where])
-        return values.reshape(len(spread), rows, channels, count * batch)
+        count, rest = -(-columns // m), columns % m
+        values = self.scratch(
+            "values", (self.filter.points, rows, channels, count, batch), part.dtype
+        )
+        for block in self._row_blocks(values):
+            shape = (m, *values[0, block].shape)
+            gathered = self.scratch("gathered", shape, part.dtype)
+            if rest:
+                gathered[rest:, :, :, -1] = 0
+            for mine, its in by_column(gathered, part[block]):
+                np.copyto(mine, its)
+            product(self.filter.spread, gathered, values[:, block])
+        return values.reshape(len(values), rows, channels, count * batch)
 
     @QUIETLY
     def multiply(self, kernels: Array, columns: Array, out: Array) -> None:
@@ -142,34 +155,39 @@ class FilteredColumns(Columns):
             part = out[y : y + step]
             products = self.scratch("products", (points, len(part), outputs, length), out.dtype)
             np.matmul(kernels, columns[:, y : y + step], out=products)
-            values = products.reshape(points, len(part), outputs, length // batch, batch)
-            for where, group in self._groups(part):
-                collect = self.filter.spread.T[: group.shape[3]]
-                np.matmul(collect, by_group(values)[:, :, where], out=group)
-            self._check(np.einsum("rocn->", part))
+            shape = (self.filter.outputs, len(part), outputs, length // batch, batch)
+            collected = self.scratch("gathered", shape, out.dtype)
+            product(self.filter.spread.T, products, collected)
+            for mine, its in by_column(collected, part):
+                np.copyto(its, mine)
+            self._check(np.einsum("mrocn->", collected))
 
     @QUIETLY
     def correlate(self, factors: Array, columns: Array, total: Array) -> None:
         super().correlate(factors, columns, total)
 
-    def _groups(self, part: Array) -> Iterator[tuple[slice, Array]]:
-        """Columns of (R, C, columns, n) by m: groups (R, C, count, m, n), then what is left."""
-        rows, channels, columns, batch = part.shape
-        m = self.filter.outputs
-        count, rest = divmod(columns, m)
-        if count:
-            yield slice(0, count), part[:, :, : count * m].reshape(rows, channels, count, m, batch)
-        if rest:
-            yield slice(count, count + 1), part[:, :, None, count * m :]
+    def _row_blocks(self, values: Array) -> list[slice]:
+        """Slices of the second dimension, so that the values in each stay in cache."""
+        rows = values.shape[1]
+        return list(row_blocks(rows, PRODUCTS * rows // max(1, values.size), 1))
 
     def _check(self, total: Array) -> None:
         if not np.isfinite(total):
             self.finite = False
 
 
-def by_group(values: Array) -> Array:
-    """Values (P, R, C, count, n) as matrices (R, C, count, P, n)."""
-    return values.transpose(1, 2, 3, 0, 4)
+def product(matrix: Array, values: Array, out: Array) -> None:
+    """A matrix times all values (Q, ...) as one product, into ``out`` (P, ...)."""
+    np.matmul(matrix, values.reshape(len(values), -1), out=out.reshape(len(out), -1))
+
+
+def by_column(values: Array, part: Array) -> Iterator[tuple[Array, Array]]:
+    """Values (m, R, C, count, n) and the columns of (R, C, columns, n) that they stand for."""
+    m, count = len(values), part.shape[2] // len(values)
+    whole = part[:, :, : count * m].reshape(*part.shape[:2], count, m, part.shape[3])
+    yield values[:, :, :, :count], whole.transpose(3, 0, 1, 2, 4)
+    rest = part[:, :, count * m :].transpose(2, 0, 1, 3)
+    yield values[: len(rest), :, :, -1], rest
 
 
 @lru_cache(maxsize=64)
@@ -224,9 +242,10 @@ def filtered_pieces(
     groups = list(tiles((-(-columns // m), batch), length))
     group, samples = groups[0]
     lines = min(TILE_BYTES, limit) // (line * group.stop * samples.stop)
+    blocks = blocks_of([group for group, _ in groups], parts)
     return [
         Piece((part, slice(group.start * m, min(group.stop * m, columns)), samples), part, group)
-        for part in row_blocks(rows, lines - height + 1, parts // len(groups))
+        for part in row_blocks(rows, lines - height + 1, blocks)
         for group, samples in groups
     ]
 

@@ -11,6 +11,7 @@ import os
 import threading
 from bisect import bisect
 from collections import deque
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -147,3 +148,14 @@ class Scratch(threading.local):
         if array is None or array.size < nbytes:
             array = self._arrays[name] = np.empty(nbytes, np.uint8)
         return array[:nbytes].view(dtype).reshape(shape)
+
+
+def zeros(length: int, dtype: Any) -> Array:
+    """Zeros to compare with, not to change: comparing with one number takes several times as long
+    in NumPy."""
+    return _zeros(1 << (length - 1).bit_length(), dtype)[:length]
+
+
+@lru_cache(maxsize=64)
+def _zeros(length: int, dtype: Any) -> Array:
+    return np.zeros(length, dtype)
