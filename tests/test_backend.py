@@ -262,6 +262,7 @@ def other_calls(batch: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
             yield "channel_moments", (BatchLast(x),)
             norm = (BatchLast(x), mean, inverse_std, scale, BatchLast(delta))
             yield "batch_norm_grad", norm
+            yield "batch_norm_grad", (*norm, BatchLast(np.maximum(delta[::-1], 0)))
         yield "channel_sum", (BatchLast(x),)
         yield "scale_shift", (BatchLast(x), scale, shift)
         yield "scale_shift", (BatchLast(x), scale, shift, True)
@@ -325,7 +326,9 @@ def large_calls() -> Iterator[tuple[str, tuple[Any, ...]]]:
     yield "channel_moments", (BatchLast(x),)
     yield "channel_sum", (BatchLast(x),)
     yield "scale_shift", (BatchLast(x), scale, shift, True)
-    yield "batch_norm_grad", (BatchLast(x), mean, inverse_std, scale, BatchLast(delta))
+    norm = (BatchLast(x), mean, inverse_std, scale, BatchLast(delta))
+    yield "batch_norm_grad", norm
+    yield "batch_norm_grad", (*norm, BatchLast(np.maximum(delta[::-1], 0)))
     yield "dropout", (BatchLast(x), 0.3, 5, 2)
     window = pool_window((36, 36), 2, stride=2)
     delta = BatchLast(rng.standard_normal((64, 8, *window.output_size)))

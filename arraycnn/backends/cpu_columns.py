@@ -114,9 +114,14 @@ class Columns:
         """A piece of a buffer as the factor of the columns in a sum over outputs."""
         return self.part(buffer, index)
 
-    def multiply(self, kernels: Array, columns: Array, out: Array) -> None:
-        """Products of `kernels` and the columns of a piece into that part of the output."""
+    def multiply(
+        self, kernels: Array, columns: Array, out: Array, offsets: Array | None = None
+    ) -> None:
+        """Products of `kernels` and the columns of a piece, plus offsets ``per_channel``, into that
+        part of the output."""
         np.matmul(kernels, columns, out=out)
+        if offsets is not None:
+            np.add(out, offsets, out=out)
 
     def correlate(self, factors: Array, columns: Array, total: Array) -> None:
         """Add Σ a vᵀ over the rows: a (G, R, O/G, L), columns v (G, R, K, L), total (G, O/G, K)."""
@@ -143,7 +148,9 @@ class Columns:
         if found.shape[1:-1] == tuple(sizes):
             return found
         block = self.scratch("block", (found.shape[0], *sizes, found.shape[-1]), found.dtype)
-        block[...] = 0
+        for axis, inner in enumerate(place, 1):
+            for border in (slice(0, inner.start), slice(inner.stop, None)):
+                block[(slice(None),) * axis + (border,)] = 0
         block[(slice(None), *place)] = found
         return block
 

@@ -49,9 +49,7 @@ class CpuConvolution(ConvolutionPrimitives):
 
             def piece(index: int) -> None:
                 out = columns.part(buffer_of(h), index)
-                columns.multiply(kernels, columns.fill(index), out)
-                if offsets is not None:
-                    np.add(out, offsets, out=out)
+                columns.multiply(kernels, columns.fill(index), out, offsets)
                 if relu:
                     np.maximum(out, zeros(out.shape[-1], out.dtype), out=out)
 

@@ -56,13 +56,10 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
     def relu_grad(self, y: Array, grad_output: Array) -> Array:
         y, grad_output = self.batch_last(y), self.batch_last(grad_output)
         grad = self.empty(y.shape, y.dtype)
-        output = _flat(y)
-        source, target = _bits(_flat(grad_output)), _bits(_flat(grad))
+        output, source, target = map(_flat, (y, grad_output, grad))
 
         def select(part: slice) -> None:
-            passes = self.scratch("mask", output[part].shape, bool)
-            np.greater(output[part], 0, out=passes)
-            np.multiply(source[part], passes, out=target[part])
+            self._select(output[part], source[part], target[part])
 
         self._each_chunk(select, y.size, passes=3)
         return grad
@@ -210,10 +207,17 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
         return total
 
     def batch_norm_grad(
-        self, x: Array, mean: Array, inverse_std: Array, scale: Array, grad_output: Array
+        self,
+        x: Array,
+        mean: Array,
+        inverse_std: Array,
+        scale: Array,
+        grad_output: Array,
+        y: Array | None = None,
     ) -> tuple[Array, Array, Array]:
         grad = self.empty(x.shape, x.dtype)
         source, delta, target = rows_of(x), rows_of(grad_output), rows_of(grad)
+        output = None if y is None else rows_of(y)
         grad_scale, grad_shift = np.empty_like(mean), np.empty_like(mean)
         count = x.dtype.type(max(1, source.shape[1]))
 
@@ -221,9 +225,13 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
             shift, total = np.zeros((2, len(mean[channels])))
             runs = _runs(source[channels].shape)
             for run in runs:
-                shift += _row_sums(delta[channels, run])
+                passed = delta[channels, run]
+                if output is not None:
+                    passed = target[channels, run]
+                    self._select(output[channels, run], delta[channels, run], passed)
+                shift += _row_sums(passed)
                 centred = self._centred(source[channels, run], mean[channels])
-                total += _row_dots(delta[channels, run], centred)
+                total += _row_dots(passed, centred)
             grad_shift[channels], grad_scale[channels] = shift, total * inverse_std[channels]
             factor = scale[channels] * inverse_std[channels]
             slope = -factor * inverse_std[channels] * grad_scale[channels] / count
@@ -231,13 +239,20 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
             for run in reversed(runs):  # the last ones are still in cache
                 centred = self._centred(source[channels, run], mean[channels])
                 part = target[channels, run]
-                np.multiply(delta[channels, run], factor[:, None], out=part)
+                passed = delta[channels, run] if output is None else part
+                np.multiply(passed, factor[:, None], out=part)
                 np.multiply(centred, slope[:, None], out=centred)
                 np.add(centred, offset[:, None], out=centred)
                 np.add(part, centred, out=part)
 
         self._each_channels(differentiate, source.shape, passes=8, blas=True)
         return grad, grad_scale, grad_shift
+
+    def _select(self, y: Array, delta: Array, out: Array) -> None:
+        """What a ReLU lets through of ``delta``: that where its output y is above zero."""
+        passes = self.scratch("mask", y.shape, bool)
+        np.greater(y, 0, out=passes)
+        np.multiply(_bits(delta), passes, out=_bits(out))
 
     def _centred(self, part: Array, mean: Array) -> Array:
         centred = self.scratch("centred", part.shape, part.dtype)

@@ -279,20 +279,26 @@ def row_sums(rows: Any, sums: Any, start: int, stop: int) -> None:
 
 
 @kernel(
-    given(2), given(1), given(1), given(1), given(2), made(2), made(1), made(1), INT, INT,
-    sums=True,
+    given(2), given(1), given(1), given(1), given(2), given(2), BOOL, made(2), made(1), made(1),
+    INT, INT, sums=True,
 )  # fmt: skip
 def batch_norm_grad(
-    x: Any, mean: Any, inverse_std: Any, scale: Any, delta: Any, grad: Any, grad_scale: Any,
-    grad_shift: Any, start: int, stop: int,
+    x: Any, mean: Any, inverse_std: Any, scale: Any, delta: Any, y: Any, relu: bool, grad: Any,
+    grad_scale: Any, grad_shift: Any, start: int, stop: int,
 ) -> None:  # fmt: skip
-    length = x.shape[1]
+    """With ``relu``, what a ReLU lets through of delta stands in grad in between."""
+    length, zero = x.shape[1], float32(0)
     for row in range(start, stop):
         middle = mean[row]
         shift, product = 0.0, 0.0
         for first in range(0, length, BLOCK):
             seen = x[row, first : min(first + BLOCK, length)]
             slopes = delta[row, first : min(first + BLOCK, length)]
+            if relu:
+                output, passed = y[row, first : first + BLOCK], grad[row, first : first + BLOCK]
+                for i in range(seen.size):
+                    passed[i] = slopes[i] if output[i] > zero else zero
+                slopes = grad[row, first : min(first + BLOCK, length)]
             block_shift, block_product = float32(0), float32(0)
             for i in range(seen.size):
                 block_shift += slopes[i]
@@ -303,7 +309,8 @@ def batch_norm_grad(
         factor = scale[row] * inverse_std[row]
         slope = float32(-factor * inverse_std[row] * grad_scale[row] / max(1, length))
         offset = float32(-factor * grad_shift[row] / max(1, length))
-        seen, slopes, target = x[row], delta[row], grad[row]
+        seen, target = x[row], grad[row]
+        slopes = grad[row] if relu else delta[row]
         for i in range(length):
             target[i] = slopes[i] * factor + ((seen[i] - middle) * slope + offset)
 

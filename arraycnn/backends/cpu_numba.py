@@ -263,18 +263,30 @@ class CompiledCpuBackend(CompiledFilters, CpuBackend):
         return total
 
     def batch_norm_grad(
-        self, x: Array, mean: Array, inverse_std: Array, scale: Array, grad_output: Array
+        self,
+        x: Array,
+        mean: Array,
+        inverse_std: Array,
+        scale: Array,
+        grad_output: Array,
+        y: Array | None = None,
     ) -> tuple[Array, Array, Array]:
-        if not self._suits(x, grad_output, others=(mean, inverse_std, scale)):
-            return super().batch_norm_grad(x, mean, inverse_std, scale, grad_output)
+        output = x if y is None else y
+        if not self._suits(x, grad_output, output, others=(mean, inverse_std, scale)):
+            return super().batch_norm_grad(x, mean, inverse_std, scale, grad_output, y)
         grad = self.empty(x.shape, np.float32)
         source, delta, target = rows_of(x), rows_of(grad_output), rows_of(grad)
         per_channel = [np.ascontiguousarray(a) for a in (mean, inverse_std, scale)]
         grad_scale, grad_shift = np.empty((2, source.shape[0]), np.float32)
         compiled = self._kernels.batch_norm_grad.compiled
 
+        rectified, relu = rows_of(output), y is not None
+
         def differentiate(start: int, stop: int) -> None:
-            compiled(source, *per_channel, delta, target, grad_scale, grad_shift, start, stop)
+            compiled(
+                source, *per_channel, delta, rectified, relu, target, grad_scale, grad_shift, start,
+                stop,
+            )  # fmt: skip
 
         self._each_row(differentiate, source, passes=4)
         return grad, grad_scale, grad_shift

@@ -84,7 +84,7 @@ class FilteredColumns(Columns):
         self.filter = minimal_filter(m, window.kernel_size[1])
         self.groups, self.stack = 1, self.filter.points
         self.depth = window.kernel_size[0] * x.shape[1]
-        self.per_channel = (1, -1, 1, 1)
+        self.per_channel = (-1, 1, 1)
         products = window.positions * x.shape[0] * self.depth * outputs * self.filter.points // m
         self.seconds = PASSES * products / FLOPS
         parts = parts_of(self.seconds)
@@ -146,8 +146,10 @@ class FilteredColumns(Columns):
         return values.reshape(len(values), rows, channels, count * batch)
 
     @QUIETLY
-    def multiply(self, kernels: Array, columns: Array, out: Array) -> None:
-        """V(m)ᵀ of the products, into the part (R, O, columns, n) of the output."""
+    def multiply(
+        self, kernels: Array, columns: Array, out: Array, offsets: Array | None = None
+    ) -> None:
+        """V(m)ᵀ of the products, plus offsets, into the part (R, O, columns, n) of the output."""
         points, rows, _, length = columns.shape
         outputs, batch = out.shape[1], out.shape[3]
         step = max(1, PRODUCTS // (points * outputs * length))
@@ -159,7 +161,10 @@ class FilteredColumns(Columns):
             collected = self.scratch("gathered", shape, out.dtype)
             product(self.filter.spread.T, products, collected)
             for mine, its in by_column(collected, part):
-                np.copyto(its, mine)
+                if offsets is None:
+                    np.copyto(its, mine)
+                else:
+                    np.add(mine, offsets, out=its)
             self._check(np.einsum("mrocn->", collected))
 
     @QUIETLY
@@ -186,8 +191,8 @@ def by_column(values: Array, part: Array) -> Iterator[tuple[Array, Array]]:
     m, count = len(values), part.shape[2] // len(values)
     whole = part[:, :, : count * m].reshape(*part.shape[:2], count, m, part.shape[3])
     yield values[:, :, :, :count], whole.transpose(3, 0, 1, 2, 4)
-    rest = part[:, :, count * m :].transpose(2, 0, 1, 3)
-    yield values[: len(rest), :, :, -1], rest
+    rest = part[:, :, None, count * m :].transpose(3, 0, 1, 2, 4)
+    yield values[: len(rest), :, :, -1:], rest
 
 
 @lru_cache(maxsize=64)

@@ -121,11 +121,19 @@ class CudaNormalization(Launching, NormalizationPrimitives):
         return self._row_sums(rows, channels, length, x.dtype)
 
     def batch_norm_grad(
-        self, x: Array, mean: Array, inverse_std: Array, scale: Array, grad_output: Array
+        self,
+        x: Array,
+        mean: Array,
+        inverse_std: Array,
+        scale: Array,
+        grad_output: Array,
+        y: Array | None = None,
     ) -> tuple[Array, Array, Array]:
         element = self._element(x, mean, inverse_std, scale, grad_output)
         if element is None:
-            return super().batch_norm_grad(x, mean, inverse_std, scale, grad_output)
+            return super().batch_norm_grad(x, mean, inverse_std, scale, grad_output, y)
+        if y is not None:
+            grad_output = self.relu_grad(y, grad_output)
         rows, channels, length = self._rows(x)
         delta = buffer_of(self.batch_last(grad_output))
         chunks = chunks_of(length, REDUCE_CHUNK)

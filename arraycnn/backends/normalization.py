@@ -1,10 +1,11 @@
 """Batch normalisation per channel (Ioffe & Szegedy, 2015), forward and backward."""
 
-from arraycnn.backends.layout import Layout, batch_view, buffer_of
+from arraycnn.backends.layout import batch_view, buffer_of
+from arraycnn.backends.pointwise import PointwisePrimitives
 from arraycnn.types import Array
 
 
-class NormalizationPrimitives(Layout):
+class NormalizationPrimitives(PointwisePrimitives):
     """Per-channel statistics and affine maps; arrays are (N, C, *S) in batch-last memory."""
 
     def channel_moments(self, x: Array) -> tuple[Array, Array]:
@@ -28,12 +29,21 @@ class NormalizationPrimitives(Layout):
         return rows_of(x).sum(axis=1)
 
     def batch_norm_grad(
-        self, x: Array, mean: Array, inverse_std: Array, scale: Array, grad_output: Array
+        self,
+        x: Array,
+        mean: Array,
+        inverse_std: Array,
+        scale: Array,
+        grad_output: Array,
+        y: Array | None = None,
     ) -> tuple[Array, Array, Array]:
-        """Gradients of y = scale·x̂ + shift, x̂ = (x − mean)·inverse_std, through the statistics.
+        """Gradients of h = scale·x̂ + shift, x̂ = (x − mean)·inverse_std, through the statistics.
 
+        ``grad_output`` is that of h; where ``y`` is given, that of y = max(h, 0).
         δscale = Σ Δ·x̂, δshift = Σ Δ, δx = scale·inverse_std·(Δ − mean(Δ) − x̂·mean(Δ·x̂)).
         """
+        if y is not None:
+            grad_output = self.relu_grad(y, grad_output)
         delta = rows_of(grad_output)  # (C, N·L)
         normalised = (rows_of(x) - mean[:, None]) * inverse_std[:, None]
         grad_scale = (delta * normalised).sum(axis=1)

@@ -80,9 +80,9 @@ class BatchNorm(RectifiedLayer):
         output = kept(y, relu)
 
         def backward(grad_y: Array, *, input_grad: bool = True) -> Array | None:
-            delta = backend.batch_last(receive_grad(backend, grad_y, output, relu=relu))
+            delta = backend.batch_last(receive_grad(backend, grad_y, output))
             grad_x, grad_weight, grad_bias = backend.batch_norm_grad(
-                x, mean, inverse_std, weight.data, delta
+                x, mean, inverse_std, weight.data, delta, output if relu else None
             )
             weight.add_grad(grad_weight)
             bias.add_grad(grad_bias)
