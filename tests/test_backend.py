@@ -241,10 +241,13 @@ def pool_calls(window: Window, batch: int) -> Iterator[tuple[str, tuple[Any, ...
     delta = rng.standard_normal((batch, 3, *window.output_size))
     holes = np.where(rng.random(x.shape) < 0.1, np.nan, x)
     for values in (x, holes):
-        yield "max_pool", (BatchLast(values), window)
-        yield "max_pool_winners", (BatchLast(values), window)
+        for relu in (False, True):
+            yield "max_pool", (BatchLast(values), window, relu)
+            yield "max_pool_winners", (BatchLast(values), window, relu)
     winners = BatchLast(ReferenceBackend().max_pool_winners(x, window)[1])
     yield "max_pool_indices", (winners, window)
+    yield "max_pool_grad", (winners, BatchLast(delta), window)
+    winners = BatchLast(ReferenceBackend().max_pool_winners(x, window, True)[1])
     yield "max_pool_grad", (winners, BatchLast(delta), window)
     finite = rng.standard_normal(x.shape)
     yield "sum_pool", (BatchLast(finite), window)
@@ -334,8 +337,9 @@ def large_calls() -> Iterator[tuple[str, tuple[Any, ...]]]:
     delta = BatchLast(rng.standard_normal((64, 8, *window.output_size)))
     rounded = np.round(x)
     winners = BatchLast(ReferenceBackend().max_pool_winners(rounded, window)[1])
-    yield "max_pool", (BatchLast(rounded), window)
-    yield "max_pool_winners", (BatchLast(rounded), window)
+    for relu in (False, True):
+        yield "max_pool", (BatchLast(rounded), window, relu)
+        yield "max_pool_winners", (BatchLast(rounded), window, relu)
     yield "max_pool_grad", (winners, delta, window)
     yield "sum_pool", (BatchLast(x), window)
     yield "sum_pool_grad", (delta, window)

@@ -95,9 +95,9 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
         self._each_row_block(multiply, grad.shape[0], x.size)
         return grad
 
-    def max_pool(self, x: Array, window: Window) -> Array:
+    def max_pool(self, x: Array, window: Window, relu: bool = False) -> Array:
         if not is_partition(window) or not x.size:
-            return super().max_pool(x, window)
+            return super().max_pool(x, window, relu)
         y = self.empty((*x.shape[:2], *window.output_size), x.dtype)
         source, target = buffer_of(x), buffer_of(y)
 
@@ -115,14 +115,17 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
                     np.maximum(first, _every(part, axis, tap, taps, size), out=reduced)
                     first = reduced
                 part = reduced
+            if relu:
+                flat = target[channels].reshape(-1)
+                np.maximum(flat, zeros(flat.size, flat.dtype), out=flat)
 
         self._each_channels(pool, source.shape, passes=2)
         return y
 
-    def _winners(self, x: Array, y: Array, window: Window) -> Array:
+    def _winners(self, x: Array, y: Array, window: Window, relu: bool) -> Array:
         # A NaN is equal to nothing, so it would not be found below.
         if not is_partition(window) or not x.size or np.isnan(y.max()):
-            return super()._winners(x, y, window)
+            return super()._winners(x, y, window, relu)
         winners = self.empty(y.shape, winner_dtype(window))
         source, maximum, target = map(buffer_of, (x, y, winners))
         places = [(slice(None), *window.tap_slices(tap)) for tap in window.tap_offsets()]
@@ -137,6 +140,10 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
                 np.not_equal(part[place], best, out=differs)
                 np.logical_and(waits, differs, out=waits)
                 np.add(taps, waits.view(np.uint8), out=taps)
+            if relu:  # then all are at least 0
+                np.equal(best, 0, out=differs)
+                nobody = np.multiply(differs.view(np.uint8), taps.dtype.type(window.taps))
+                np.maximum(taps, nobody, out=taps)
 
         self._each_channels(count, source.shape, passes=2)
         return winners

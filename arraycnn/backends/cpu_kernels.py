@@ -338,15 +338,16 @@ def relu_grad(y: Any, delta: Any, grad: Any, start: int, stop: int) -> None:
         target[i] = source[i] if output[i] > float32(0) else float32(0)
 
 
-@kernel(given(4), made(4), _NUMBERS, INT, INT)
-def max_pool(x: Any, y: Any, window: Any, start: int, stop: int) -> None:
+@kernel(given(4), made(4), _NUMBERS, BOOL, INT, INT)
+def max_pool(x: Any, y: Any, window: Any, relu: bool, start: int, stop: int) -> None:
     """``window``: kernel, stride, padding before and dilation, vertically and horizontally."""
     height, width = x.shape[1], x.shape[2]
+    least = float32(0) if relu else float32(-np.inf)
     for channel in range(start, stop):
         for row in range(y.shape[1]):
             for column in range(y.shape[2]):
                 best = y[channel, row, column]
-                best[:] = -np.inf
+                best[:] = least
                 for i in range(window[0]):
                     above = row * window[2] - window[4] + i * window[6]
                     if above < 0 or above >= height:
@@ -361,9 +362,10 @@ def max_pool(x: Any, y: Any, window: Any, start: int, stop: int) -> None:
                             best[n] = old if (old >= new) | (old != old) else new  # a NaN stays
 
 
-@kernel(given(4), made(4), INT, INT)
-def max_pool_of_pairs(x: Any, y: Any, start: int, stop: int) -> None:
+@kernel(given(4), made(4), BOOL, INT, INT)
+def max_pool_of_pairs(x: Any, y: Any, relu: bool, start: int, stop: int) -> None:
     """`max_pool` over 2×2 elements side by side."""
+    least = float32(0) if relu else float32(-np.inf)
     for channel in range(start, stop):
         for row in range(y.shape[1]):
             for column in range(y.shape[2]):
@@ -373,13 +375,20 @@ def max_pool_of_pairs(x: Any, y: Any, start: int, stop: int) -> None:
                 for n in range(best.size):
                     above = a[n] if (a[n] >= b[n]) | (a[n] != a[n]) else b[n]
                     below = c[n] if (c[n] >= d[n]) | (c[n] != c[n]) else d[n]
-                    best[n] = above if (above >= below) | (above != above) else below
+                    largest = above if (above >= below) | (above != above) else below
+                    best[n] = least if largest < least else largest
 
 
-@kernel(given(4), given(4), _TAPS_MADE, _NUMBERS, INT, INT)
-def max_pool_winners(x: Any, y: Any, winners: Any, window: Any, start: int, stop: int) -> None:
-    """The first tap of each window that sees the maximum y; ``window`` as for `max_pool`."""
+@kernel(given(4), given(4), _TAPS_MADE, _NUMBERS, BOOL, INT, INT)
+def max_pool_winners(
+    x: Any, y: Any, winners: Any, window: Any, relu: bool, start: int, stop: int
+) -> None:
+    """The first tap of each window that sees the maximum y; ``window`` as for `max_pool`.
+
+    With ``relu``, the number of taps where y is not above 0.
+    """
     height, width = x.shape[1], x.shape[2]
+    nobody = np.uint8(window[0] * window[1])
     for channel in range(start, stop):
         for row in range(y.shape[1]):
             for column in range(y.shape[2]):
@@ -392,12 +401,18 @@ def max_pool_winners(x: Any, y: Any, winners: Any, window: Any, start: int, stop
                     seen, this = x[channel, above, beside], np.uint8(tap)
                     for n in range(taps.size):
                         taps[n] = this if (seen[n] == best[n]) | (seen[n] != seen[n]) else taps[n]
+                if relu:
+                    for n in range(taps.size):
+                        taps[n] = taps[n] if best[n] > float32(0) else nobody
 
 
-@kernel(given(4), given(4), _TAPS_MADE, INT, INT)
-def max_pool_winners_of_pairs(x: Any, y: Any, winners: Any, start: int, stop: int) -> None:
+@kernel(given(4), given(4), _TAPS_MADE, BOOL, INT, INT)
+def max_pool_winners_of_pairs(
+    x: Any, y: Any, winners: Any, relu: bool, start: int, stop: int
+) -> None:
     """`max_pool_winners` over 2×2 elements side by side."""
     first, second, third, fourth = np.uint8(0), np.uint8(1), np.uint8(2), np.uint8(3)
+    nobody, zero = np.uint8(4), float32(0)
     for channel in range(start, stop):
         for row in range(y.shape[1]):
             for column in range(y.shape[2]):
@@ -407,7 +422,8 @@ def max_pool_winners_of_pairs(x: Any, y: Any, winners: Any, start: int, stop: in
                 for n in range(taps.size):
                     later = third if (c[n] == best[n]) | (c[n] != c[n]) else fourth
                     later = second if (b[n] == best[n]) | (b[n] != b[n]) else later
-                    taps[n] = first if (a[n] == best[n]) | (a[n] != a[n]) else later
+                    later = first if (a[n] == best[n]) | (a[n] != a[n]) else later
+                    taps[n] = later if (best[n] > zero) | (not relu) else nobody
 
 
 @kernel(_TAPS, given(4), made(4), INT, INT)

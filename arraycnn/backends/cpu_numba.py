@@ -196,19 +196,19 @@ class CompiledCpuBackend(CompiledFilters, CpuBackend):
         self._each_run(lambda *part: compiled(output, source, target, *part), y.size, passes=3)
         return grad
 
-    def max_pool(self, x: Array, window: Window) -> Array:
+    def max_pool(self, x: Array, window: Window, relu: bool = False) -> Array:
         if not self._suits(x) or window.ndim > 2:
-            return super().max_pool(x, window)
+            return super().max_pool(x, window, relu)
         y = self.empty((*x.shape[:2], *window.output_size), np.float32)
-        self._pool("max_pool", window, x, (x, y), passes=2)
+        self._pool("max_pool", window, x, (x, y), passes=2, options=(relu,))
         return y
 
-    def _winners(self, x: Array, y: Array, window: Window) -> Array:
+    def _winners(self, x: Array, y: Array, window: Window, relu: bool) -> Array:
         dtype = winner_dtype(window)
         if not self._suits(x, y) or window.ndim > 2 or dtype != np.uint8:
-            return super()._winners(x, y, window)
+            return super()._winners(x, y, window, relu)
         winners = self.empty(y.shape, dtype)
-        self._pool("max_pool_winners", window, x, (x, y, winners), passes=2)
+        self._pool("max_pool_winners", window, x, (x, y, winners), passes=2, options=(relu,))
         return winners
 
     def max_pool_grad(self, winners: Array, grad_output: Array, window: Window) -> Array:
@@ -221,7 +221,13 @@ class CompiledCpuBackend(CompiledFilters, CpuBackend):
         return grad
 
     def _pool(
-        self, name: str, window: Window, pooled: Array, arrays: tuple[Array, ...], passes: int
+        self,
+        name: str,
+        window: Window,
+        pooled: Array,
+        arrays: tuple[Array, ...],
+        passes: int,
+        options: tuple[bool, ...] = (),
     ) -> None:
         """Run a pooling kernel, where it can the one for 2×2 elements, over channels."""
         planes = tuple(_planes(array, window) for array in arrays)
@@ -229,7 +235,9 @@ class CompiledCpuBackend(CompiledFilters, CpuBackend):
         numbers = () if pairs else (_numbers(window),)
         compiled = getattr(self._kernels, f"{name}_of_pairs" if pairs else name).compiled
         self._each_row(
-            lambda *part: compiled(*planes, *numbers, *part), _planes(pooled, window), passes
+            lambda *part: compiled(*planes, *numbers, *options, *part),
+            _planes(pooled, window),
+            passes,
         )
 
     def channel_moments(self, x: Array) -> tuple[Array, Array]:

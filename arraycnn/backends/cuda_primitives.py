@@ -31,19 +31,19 @@ TAPS = {np.dtype(np.uint8): "Byte", np.dtype(np.int32): "int"}  # the kernels' n
 class CudaPooling(Launching, PoolingPrimitives):
     """Each thread takes one output position, or for gradients one input position, of a sample."""
 
-    def max_pool(self, x: Array, window: Window) -> Array:
-        return self._max_pool(x, window, None)
+    def max_pool(self, x: Array, window: Window, relu: bool = False) -> Array:
+        return self._max_pool(x, window, None, relu)
 
-    def max_pool_winners(self, x: Array, window: Window) -> tuple[Array, Array]:
+    def max_pool_winners(self, x: Array, window: Window, relu: bool = False) -> tuple[Array, Array]:
         winners = self.empty((*x.shape[:2], *window.output_size), winner_dtype(window))
-        return self._max_pool(x, window, buffer_of(winners)), winners
+        return self._max_pool(x, window, buffer_of(winners), relu), winners
 
-    def _max_pool(self, x: Array, window: Window, winners: Array | None) -> Array:
+    def _max_pool(self, x: Array, window: Window, winners: Array | None, relu: bool) -> Array:
         y = self.empty((*x.shape[:2], *window.output_size), x.dtype)
         self._launch_columns(
             f"max_pool<{self._element(x)},{TAPS[winner_dtype(window)]}>",
             window.positions * x.shape[0], x.shape[1], buffer_of(self.batch_last(x)),
-            buffer_of(y), winners, window_struct(window), x.shape[1], x.shape[0],
+            buffer_of(y), winners, window_struct(window), x.shape[1], x.shape[0], int(relu),
         )  # fmt: skip
         return y
 

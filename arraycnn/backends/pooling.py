@@ -16,8 +16,9 @@ from arraycnn.types import Array
 class PoolingPrimitives(Layout):
     """Max and sum pooling; arrays are (N, C, *S) in batch-last memory."""
 
-    def max_pool(self, x: Array, window: Window) -> Array:
-        """The largest element that each window sees (a NaN where it sees one) → (N, C, *out)."""
+    def max_pool(self, x: Array, window: Window, relu: bool = False) -> Array:
+        """The largest element that each window sees (a NaN where it sees one) → (N, C, *out); with
+        ``relu``, of them and 0."""
         padded = self.padded(x, window, -self.xp.inf)
         y = None
         for offset in window.tap_offsets():
@@ -26,12 +27,17 @@ class PoolingPrimitives(Layout):
                 y = tap.copy()
             else:
                 self.xp.maximum(y, tap, out=y)
+        if relu:
+            self.xp.maximum(y, 0, out=y)
         return batch_view(y)
 
-    def max_pool_winners(self, x: Array, window: Window) -> tuple[Array, Array]:
-        """`max_pool`, and for each window which of its taps is the (first) maximum."""
-        y = self.max_pool(x, window)
-        return y, self._winners(x, y, window)
+    def max_pool_winners(self, x: Array, window: Window, relu: bool = False) -> tuple[Array, Array]:
+        """`max_pool`, and for each window which of its taps is the (first) maximum.
+
+        With ``relu`` that is ``window.taps``, so none of them, unless the maximum is above 0.
+        """
+        y = self.max_pool(x, window, relu)
+        return y, self._winners(x, y, window, relu)
 
     def max_pool_indices(self, winners: Array, window: Window) -> Array:
         """Where the winners stand: int64 indices into the flat plane."""
@@ -81,7 +87,7 @@ class PoolingPrimitives(Layout):
         planes = buffer.reshape(x.shape[1], math.prod(x.shape[2:]), x.shape[0])  # (C, L, N)
         return batch_view(planes.sum(axis=1))
 
-    def _winners(self, x: Array, y: Array, window: Window) -> Array:
+    def _winners(self, x: Array, y: Array, window: Window, relu: bool) -> Array:
         """Which tap of each window is its first maximum, given the maxima y."""
         xp = self.xp
         winners = xp.zeros(buffer_of(y).shape, winner_dtype(window))
@@ -100,9 +106,12 @@ class PoolingPrimitives(Layout):
                 wins &= inside[place]
             undecided ^= wins
             winners += wins * winners.dtype.type(tap)
+        if relu:
+            nobody = xp.logical_not(maximum > 0)
+            xp.maximum(winners, nobody * winners.dtype.type(window.taps), out=winners)
         return batch_view(winners)
 
 
 def winner_dtype(window: Window) -> Any:
-    """The smallest of two integer types that count the taps of a window."""
-    return np.dtype(np.uint8 if window.taps <= 256 else np.int32)
+    """The smallest of two integer types that hold the taps of a window and how many they are."""
+    return np.dtype(np.uint8 if window.taps < 256 else np.int32)

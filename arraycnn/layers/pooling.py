@@ -72,13 +72,11 @@ class MaxPool(Pool, RectifiedLayer):
     def forward(self, x: Array, *, relu: bool = False) -> tuple[Array, Backward]:
         backend, x = self.receive(x)
         window = self.window(x.shape)
-        y, winners = backend.max_pool_winners(backend.batch_last(x), window)
-        if relu:
-            backend.relu(y, out=y)
-        output = kept(y, relu)
+        y, winners = backend.max_pool_winners(backend.batch_last(x), window, relu)
+        output = kept(y)
 
         def backward(grad_y: Array) -> Array:
-            delta = backend.batch_last(receive_grad(backend, grad_y, output, relu=relu))
+            delta = backend.batch_last(receive_grad(backend, grad_y, output))
             return backend.max_pool_grad(winners, delta, window)
 
         return y, backward
@@ -87,8 +85,7 @@ class MaxPool(Pool, RectifiedLayer):
         if type(self).forward is not MaxPool.forward:  # a subclass has its own
             return super().__call__(x, relu=relu)
         backend, x = self.receive(x)
-        y = backend.max_pool(backend.batch_last(x), self.window(x.shape))
-        return backend.relu(y, out=y) if relu else y
+        return backend.max_pool(backend.batch_last(x), self.window(x.shape), relu)
 
 
 class AvgPool(Pool):

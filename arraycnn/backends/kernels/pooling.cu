@@ -3,11 +3,12 @@
 #include "common.cu"
 
 // The largest element of each window, and if asked for, which tap it stands at: the first of equals.
+// With relu, the larger of that and 0, and no tap unless the element is above 0.
 // instances: max_pool<float,Byte> max_pool<double,Byte> max_pool<Half,Byte>
 // instances: max_pool<float,int> max_pool<double,int> max_pool<Half,int>
 template <typename T, typename Tap>
 __global__ void max_pool(const T* __restrict__ x, T* __restrict__ y, Tap* __restrict__ winners,
-                         Window w, int channels, Index batch) {
+                         Window w, int channels, Index batch, int relu) {
   const Index plane = volume(w.input) * batch, out = volume(w.output) * batch;
   const Index p = first_index();
   if (p >= out) return;
@@ -24,6 +25,10 @@ __global__ void max_pool(const T* __restrict__ x, T* __restrict__ y, Tap* __rest
       best = v;
       winner = tap;
     });
+    if (relu && !(best > 0)) {
+      if (best < 0) best = 0;  // a NaN stays
+      winner = volume32(w.kernel);
+    }
     y[c * out + p] = T(best);
     if (winners) winners[c * out + p] = Tap(winner);
   }
