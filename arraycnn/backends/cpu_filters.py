@@ -8,9 +8,8 @@ group of it for every point.
 
 import importlib
 import math
-from collections.abc import Iterator
 from functools import lru_cache
-from itertools import product
+from itertools import pairwise, product, starmap
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ CHANNELS = 24  # fewer leave too little to do between the transforms
 SAMPLES = 16  # of a tile
 TILE_BYTES = 2 << 20  # of it …
 LEAST_ROWS = 4  # … unless these take more
+PACK_SECONDS = 1e-9  # a guess at the time of one value of a kernel
 LARGEST = 1e30  # a sum of magnitudes that is far from an overflow
 ZEROS = np.zeros(SAMPLES, np.float32)
 
@@ -59,9 +59,15 @@ class CompiledFilters(Layout):
         rule = minimal_filter(OUTPUTS, width)
         y = self.empty((x.shape[0], outputs, *window.output_size), np.float32)
         source, target = buffer_of(x), buffer_of(y)
-        kernels = rule.of_kernels(weight)  # (P, O, C, kh)
+        kernels = rule.of_kernels(weight).reshape(rule.points, outputs, -1)  # (P, O, C·kh)
         packed = np.empty(kernels.size, np.float32)
-        self._kernels.pack.compiled(kernels.reshape(rule.points, outputs, -1), packed)
+        pack = self._kernels.pack.compiled
+        self.workers.run(
+            lambda point: pack(kernels, packed, point, point + 1),
+            rule.points,
+            kernels.size * PACK_SECONDS,
+            blas=False,
+        )
         zeros = np.zeros(rule.points * outputs, np.float32)
         offsets = np.zeros(outputs, np.float32) if bias is None else np.ascontiguousarray(bias)
         tiles = _tiles(window, x.shape[0], channels, outputs)
@@ -165,12 +171,10 @@ def _tiles(window: Window, batch: int, channels: int, outputs: int) -> list[tupl
     rows = min(LEAST_ROWS, height)
     while rows < height and _tile_bytes(window, rows + 1, channels, outputs) <= TILE_BYTES:
         rows += 1
-    rows = -(-height // -(-height // rows))  # as many for all
-    return list(product(_runs(height, rows), _runs(batch, SAMPLES)))
-
-
-def _runs(size: int, step: int) -> Iterator[slice]:
-    return (slice(start, min(start + step, size)) for start in range(0, size, step))
+    count = -(-height // rows)
+    cuts = [height * index // count for index in range(count + 1)]  # as many for all, or one less
+    pieces = [slice(start, min(start + SAMPLES, batch)) for start in range(0, batch, SAMPLES)]
+    return list(product(starmap(slice, pairwise(cuts)), pieces))
 
 
 def _in_line(values: Array) -> Array:

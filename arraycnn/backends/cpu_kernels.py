@@ -110,11 +110,11 @@ def _largest_half(size: int, limit: int) -> int:
 _block_of = register_jitable(_largest_half)
 
 
-@kernel(types.Array(types.float32, 3, "A", readonly=True), made(1))
-def pack(kernels: Any, packed: Any) -> None:
+@kernel(types.Array(types.float32, 3, "A", readonly=True), made(1), INT, INT)
+def pack(kernels: Any, packed: Any, start: int, stop: int) -> None:
     """Kernels (G, outputs/G, inputs/G·taps) in blocks of outputs, which become neighbours."""
-    outputs, done = kernels.shape[1], 0
-    for group in range(kernels.shape[0]):
+    outputs, done = kernels.shape[1], start * kernels.shape[1] * kernels.shape[2]
+    for group in range(start, stop):
         first = 0
         while first < outputs:
             block = _block_of(outputs - first, ROWS)

@@ -21,13 +21,14 @@ from arraycnn.backends.cpu_convolution import FLOPS, PARTIAL_SUMS
 from arraycnn.backends.cpu_elementwise import SECONDS, is_partition
 from arraycnn.backends.cpu_filters import CompiledFilters
 from arraycnn.backends.cpu_positions import plane_window, positions
-from arraycnn.backends.layout import buffer_of
+from arraycnn.backends.layout import batch_view, buffer_of
 from arraycnn.backends.normalization import rows_of
 from arraycnn.backends.pooling import winner_dtype
 from arraycnn.geometry import Window
 from arraycnn.types import Array, Shape
 
 VARIABLE = "ARRAYCNN_FAST"
+FLOAT32 = np.dtype(np.float32)
 RUN = 1 << 16  # elements that a kernel works on at a time
 PRODUCT_LENGTH = 1024  # elements that a weight gradient sums up before it goes to memory
 PARTS = 16  # that a convolution is cut into at most …
@@ -111,7 +112,7 @@ class CompiledCpuBackend(CompiledFilters, CpuBackend):
         numbers = np.array((*stride, *padding, *dilation))
         columns = max(1, PRODUCT_LENGTH // x.shape[0])
         parts = min(PARTIAL_SUMS, delta.shape[1] * -(-delta.shape[2] // columns))
-        sums = np.zeros((parts, *weight_shape[:2], *kernel), np.float32)
+        sums = np.zeros((parts, *weight_shape[:2], *kernel), FLOAT32)
         add_weight_grad = self._kernels.add_weight_grad.compiled
 
         def add(part: int) -> None:
@@ -142,14 +143,16 @@ class CompiledCpuBackend(CompiledFilters, CpuBackend):
         """A convolution, or its adjoint, with kernels (G, outputs/G, inputs/G, *kernel)."""
         groups, outputs = kernels.shape[:2]
         batch = x.shape[0]
+        if batch < self._kernels.LANES and not adjoint and not window.is_unpadded:
+            # A vector holds neighbouring columns then, and at a border they differ in their taps.
+            x, window = batch_view(self.padded(x, window)), window.over_padded
         size = window.input_size if adjoint else window.output_size
-        y = self.empty((batch, groups * outputs, *size), np.float32)
+        y = self.empty((batch, groups * outputs, *size), FLOAT32)
         source, target = _planes(x, window), _planes(y, window)
-        packed = np.empty(kernels.size, np.float32)
-        self._kernels.pack.compiled(kernels.reshape(groups, outputs, -1), packed)
-        offsets = np.zeros(groups * outputs, np.float32)
-        if bias is not None:
-            offsets = np.ascontiguousarray(bias)
+        packed = np.empty(kernels.size, FLOAT32)
+        self._kernels.pack.compiled(kernels.reshape(groups, outputs, -1), packed, 0, groups)
+        offsets = np.zeros(groups * outputs, FLOAT32) if bias is None else bias
+        offsets = np.ascontiguousarray(offsets)
         rows, runs, kernel, steps = positions(window, batch, adjoint)
         parts = len(rows) * len(runs)
         flops = y.size * math.prod(kernels.shape[2:])
@@ -170,27 +173,27 @@ class CompiledCpuBackend(CompiledFilters, CpuBackend):
         # One sample is too little work for setting BLAS to one thread.
         if x.shape[0] != 1 or not self._in_line(x, weight) or not weight.size:
             return super().dense(x, weight, bias, relu)
-        h = np.empty(weight.shape[0], np.float32)
+        h = np.empty(weight.shape[0], FLOAT32)
         offsets = np.zeros_like(h) if bias is None else np.ascontiguousarray(bias)
         self._kernels.dense_sample.compiled(weight, x.reshape(-1), offsets, h, relu)
         return h.reshape(1, -1)
 
     def relu(self, x: Array, out: Array | None = None) -> Array:
-        if x.dtype != np.float32 or not x.size or self._kernels is None:
+        if x.dtype != FLOAT32 or not x.size or self._kernels is None:
             return super().relu(x, out)
         x = self.batch_last(x)
-        y = self.empty(x.shape, np.float32) if out is None else out
+        y = self.empty(x.shape, FLOAT32) if out is None else out
         source, target = (buffer_of(a).reshape(-1) for a in (x, y))
         compiled = self._kernels.relu.compiled
         self._each_run(lambda *part: compiled(source, target, *part), x.size, passes=2)
         return y
 
     def relu_grad(self, y: Array, grad_output: Array) -> Array:
-        floats = y.dtype == np.float32 and grad_output.dtype == np.float32
+        floats = y.dtype == FLOAT32 and grad_output.dtype == FLOAT32
         if not floats or not y.size or self._kernels is None:
             return super().relu_grad(y, grad_output)
         y, grad_output = self.batch_last(y), self.batch_last(grad_output)
-        grad = self.empty(y.shape, np.float32)
+        grad = self.empty(y.shape, FLOAT32)
         output, source, target = (buffer_of(a).reshape(-1) for a in (y, grad_output, grad))
         compiled = self._kernels.relu_grad.compiled
         self._each_run(lambda *part: compiled(output, source, target, *part), y.size, passes=3)
@@ -199,7 +202,7 @@ class CompiledCpuBackend(CompiledFilters, CpuBackend):
     def max_pool(self, x: Array, window: Window, relu: bool = False) -> Array:
         if not self._suits(x) or window.ndim > 2:
             return super().max_pool(x, window, relu)
-        y = self.empty((*x.shape[:2], *window.output_size), np.float32)
+        y = self.empty((*x.shape[:2], *window.output_size), FLOAT32)
         self._pool("max_pool", window, x, (x, y), passes=2, options=(relu,))
         return y
 
@@ -216,7 +219,7 @@ class CompiledCpuBackend(CompiledFilters, CpuBackend):
         compact = winners.dtype == np.uint8 and contiguous and window.ndim <= 2
         if not compact or not self._suits(grad_output):
             return super().max_pool_grad(winners, grad_output, window)
-        grad = self.empty((*winners.shape[:2], *window.input_size), np.float32)
+        grad = self.empty((*winners.shape[:2], *window.input_size), FLOAT32)
         self._pool("max_pool_grad", window, grad, (winners, grad_output, grad), passes=3)
         return grad
 
@@ -244,7 +247,7 @@ class CompiledCpuBackend(CompiledFilters, CpuBackend):
         if not self._suits(x):
             return super().channel_moments(x)
         rows = rows_of(x)  # (C, N·L)
-        mean, var = np.empty((2, rows.shape[0]), np.float32)
+        mean, var = np.empty((2, rows.shape[0]), FLOAT32)
         compiled = self._kernels.moments.compiled
         self._each_row(lambda *part: compiled(rows, mean, var, *part), rows, passes=2)
         return mean, var
@@ -252,7 +255,7 @@ class CompiledCpuBackend(CompiledFilters, CpuBackend):
     def scale_shift(self, x: Array, scale: Array, shift: Array, relu: bool = False) -> Array:
         if not self._suits(x, others=(scale, shift)):
             return super().scale_shift(x, scale, shift, relu)
-        y = self.empty(x.shape, np.float32)
+        y = self.empty(x.shape, FLOAT32)
         source, target = rows_of(x), rows_of(y)
         scale, shift = np.ascontiguousarray(scale), np.ascontiguousarray(shift)
         compiled = self._kernels.scale_shift.compiled
@@ -265,7 +268,7 @@ class CompiledCpuBackend(CompiledFilters, CpuBackend):
         if not self._suits(x):
             return super().channel_sum(x)
         rows = rows_of(x)  # (C, N·L)
-        total = np.empty(rows.shape[0], np.float32)
+        total = np.empty(rows.shape[0], FLOAT32)
         compiled = self._kernels.row_sums.compiled
         self._each_row(lambda *part: compiled(rows, total, *part), rows, passes=1)
         return total
@@ -282,10 +285,10 @@ class CompiledCpuBackend(CompiledFilters, CpuBackend):
         output = x if y is None else y
         if not self._suits(x, grad_output, output, others=(mean, inverse_std, scale)):
             return super().batch_norm_grad(x, mean, inverse_std, scale, grad_output, y)
-        grad = self.empty(x.shape, np.float32)
+        grad = self.empty(x.shape, FLOAT32)
         source, delta, target = rows_of(x), rows_of(grad_output), rows_of(grad)
         per_channel = [np.ascontiguousarray(a) for a in (mean, inverse_std, scale)]
-        grad_scale, grad_shift = np.empty((2, source.shape[0]), np.float32)
+        grad_scale, grad_shift = np.empty((2, source.shape[0]), FLOAT32)
         compiled = self._kernels.batch_norm_grad.compiled
 
         rectified, relu = rows_of(output), y is not None
@@ -355,7 +358,7 @@ class CompiledCpuBackend(CompiledFilters, CpuBackend):
     def _suits(self, *images: Array, others: tuple[Array, ...] = ()) -> bool:
         """Whether there are kernels for such arrays; images must be in batch-last memory."""
         for array in images + others:
-            if array.dtype != np.float32 or not array.size:
+            if array.dtype != FLOAT32 or not array.size:
                 return False
         for image in images:
             if not buffer_of(image).flags.c_contiguous:
@@ -365,7 +368,7 @@ class CompiledCpuBackend(CompiledFilters, CpuBackend):
     def _in_line(self, *arrays: Array) -> bool:
         """Whether arrays of any shape can be updated as rows of float32."""
         return (
-            all(a.dtype == np.float32 and a.flags.c_contiguous for a in arrays)
+            all(a.dtype == FLOAT32 and a.flags.c_contiguous for a in arrays)
             and self._kernels is not None
         )
 

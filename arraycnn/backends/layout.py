@@ -5,15 +5,19 @@ from typing import Any
 from arraycnn.geometry import Window
 from arraycnn.types import Array, Shape
 
+# The orders of axes, for every number of them, that lead from (N, C, *S) to (C, *S, N) and back.
+_ORDERS = [(*range(1, ndim), 0) if ndim else () for ndim in range(65)]
+_BACK = [(ndim - 1, *range(ndim - 1)) if ndim else () for ndim in range(65)]
+
 
 def buffer_of(x: Array) -> Array:
     """The (C, *S, N) view of an (N, C, *S) array."""
-    return x.transpose(*range(1, x.ndim), 0)
+    return x.transpose(_ORDERS[x.ndim])
 
 
 def batch_view(buffer: Array) -> Array:
     """The (N, C, *S) view of a (C, *S, N) buffer."""
-    return buffer.transpose(buffer.ndim - 1, *range(buffer.ndim - 1))
+    return buffer.transpose(_BACK[buffer.ndim])
 
 
 class Layout:

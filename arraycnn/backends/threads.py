@@ -17,7 +17,7 @@ from threadpoolctl import ThreadpoolController
 from arraycnn.geometry import count_of
 
 VARIABLE = "ARRAYCNN_NUM_THREADS"
-WORTHWHILE = 6e-4  # seconds of work; handing it to another thread costs a tenth of that
+WORTHWHILE = 3e-4  # seconds of work; handing it to another thread costs a tenth of that
 
 
 class Workers:

@@ -8,8 +8,8 @@ an extent of d·(k − 1) + 1 positions.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, wraps
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, wraps
 from itertools import product
 from typing import Any, ParamSpec, TypeAlias
 
@@ -22,7 +22,7 @@ Pairs: TypeAlias = tuple[tuple[int, int], ...]
 PADDING_NAMES = ("valid", "same", "full")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Window:
     """A kernel's positions over an input, one entry per spatial dimension.
 
@@ -37,26 +37,26 @@ class Window:
     dilation: Shape
     output_size: Shape
 
-    @property
+    @cached_property
     def ndim(self) -> int:
         return len(self.input_size)
 
-    @property
+    @cached_property
     def taps(self) -> int:
         """Number of kernel elements."""
         return math.prod(self.kernel_size)
 
-    @property
+    @cached_property
     def positions(self) -> int:
         """Number of output positions."""
         return math.prod(self.output_size)
 
-    @property
+    @cached_property
     def extent(self) -> Shape:
         """Input positions that the dilated kernel spans."""
         return tuple(map(kernel_extent, self.kernel_size, self.dilation))
 
-    @property
+    @cached_property
     def padded_size(self) -> Shape:
         """What the windows touch: the input with its padding, and no more than they reach."""
         return tuple(
@@ -71,20 +71,25 @@ class Window:
             )
         )
 
-    @property
+    @cached_property
     def input_positions(self) -> int:
         """Number of input positions."""
         return math.prod(self.input_size)
 
-    @property
+    @cached_property
     def is_pointwise(self) -> bool:
         """Whether every output sees exactly the input at its own position (1×1, stride 1)."""
         return self.taps == 1 and self.input_size == self.output_size and self.is_unpadded
 
-    @property
+    @cached_property
     def is_unpadded(self) -> bool:
         """Whether no window reaches beyond the input."""
         return self.padded_size == self.input_size and not any(b for b, _ in self.padding)
+
+    @cached_property
+    def over_padded(self) -> "Window":
+        """The same positions over an input that has its padding already."""
+        return replace(self, input_size=self.padded_size, padding=((0, 0),) * self.ndim)
 
     def adjoint(self) -> "Window | None":
         """The window of the convolution that is this one's adjoint, its kernel flipped.

@@ -285,12 +285,14 @@ class Layer(ABC):
             TypeError: not a float array, or not of the parameters' dtype.
             ValueError: an array of another device.
         """
+        backend, dtype = self.backend, self.dtype
+        if backend and dtype and backend.owns(x) and x.dtype == dtype:
+            return backend, x  # as nearly always
         owner = owner_of("x", x)
         check_dtype("x", x.dtype, DTYPES)  # before it moves: CuPy would convert a byte order
-        backend = self.backend or owner
+        backend = backend or owner
         if owner is not backend:
             x = moved_in(backend, "x", x)
-        dtype = self.dtype
         if dtype is not None and x.dtype != dtype:
             raise TypeError(
                 f"x must have the dtype of the parameters, {dtype}, got {x.dtype}; convert x with "
