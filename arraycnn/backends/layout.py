@@ -9,6 +9,8 @@ from arraycnn.types import Array, Shape
 _ORDERS = [(*range(1, ndim), 0) if ndim else () for ndim in range(65)]
 _BACK = [(ndim - 1, *range(ndim - 1)) if ndim else () for ndim in range(65)]
 
+SMALL = 1 << 14  # elements that are written twice faster than their border is found
+
 
 def buffer_of(x: Array) -> Array:
     """The (C, *S, N) view of an (N, C, *S) array."""
@@ -54,12 +56,15 @@ class Layout:
             return buffer
         shape = (buffer.shape[0], *window.padded_size, buffer.shape[-1])
         padded = self.new_buffer(shape, x.dtype)
-        inner = window.inner_slices()
-        for axis, part in enumerate(inner):  # the border, slab by slab
-            within = (slice(None), *inner[:axis])
-            padded[(*within, slice(0, part.start))] = value
-            padded[(*within, slice(part.stop, None))] = value
-        padded[(slice(None), *inner)] = buffer
+        inner = (slice(None), *window.inner_slices())
+        if padded.size < SMALL:
+            padded.fill(value)
+        else:
+            for axis in range(1, len(inner)):  # the border, slab by slab
+                part = inner[axis]
+                padded[(*inner[:axis], slice(0, part.start))] = value
+                padded[(*inner[:axis], slice(part.stop, None))] = value
+        padded[inner] = buffer
         return padded
 
     def unpadded(self, padded: Array, window: Window) -> Array:

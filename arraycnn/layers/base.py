@@ -17,6 +17,7 @@ from arraycnn.types import Array, Shape
 # backward(grad_y) → grad_x. Layers with parameters also take input_grad=False: parameters only.
 Backward: TypeAlias = Callable[..., Array]
 DTYPES = ("float16", "float32", "float64")
+_PLAIN = int, tuple, type(None), str, float  # asking an abstract class takes ten times as long
 
 
 class Tensor:
@@ -109,7 +110,7 @@ class Layer(ABC):
     def children(self) -> Iterator[tuple[str, "Layer"]]:
         """The layers inside this one, by name."""
         for name, value in vars(self).items():
-            if isinstance(value, Layer):
+            if not isinstance(value, _PLAIN) and isinstance(value, Layer):
                 yield name, value
 
     def leaves(self, input_shape: Shape) -> Iterator[tuple[str, "Layer", Shape]]:
@@ -254,8 +255,10 @@ class Layer(ABC):
         for value in vars(self).values():
             if isinstance(value, Tensor) and value.data.dtype.kind == "f":
                 return value.data.dtype
-        inner = (layer.dtype for _, layer in self.children())
-        return next((dtype for dtype in inner if dtype is not None), None)
+        for _, layer in self.children():
+            if (dtype := layer.dtype) is not None:
+                return dtype
+        return None
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments that shape this layer: everything but seed and placement."""

@@ -171,8 +171,9 @@ class Conv(ConvBase):
         return self.backend.workspace_bytes(window, input_shape[0], self.in_channels, self.dtype)
 
     def _window(self, input_shape: Shape) -> Window:
-        shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
-        check_conv_shapes(input_shape, shape, self.groups, self.ndim)
+        if len(input_shape) != self.ndim + 2 or input_shape[1] != self.in_channels:
+            shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+            check_conv_shapes(input_shape, shape, self.groups, self.ndim)  # says what is wrong
         return conv_window(
             input_shape[2:], self.kernel_size, stride=self.stride, padding=self.padding,
             dilation=self.dilation,
