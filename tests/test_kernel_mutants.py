@@ -97,6 +97,8 @@ MUTANTS = [
     Mutant("the last of equals wins", "pooling.cu", "max_pool_winners", "!(v > best)",
            "!(v >= best)"),
     Mutant("a NaN does not win", "pooling.cu", "max_pool", " && !first_nan", ""),
+    Mutant("a maximum below 0 wins", "pooling.cu", "max_pool_winners",
+           "winner = volume32(w.kernel);", ""),
     Mutant("every tap gets the gradient", "pooling.cu", "max_pool_grad",
            "if (int(winners[p]) == tap)", ""),
     Mutant("another number of the stream", "pointwise.cu", "dropout", "z >> 30", "z >> 31"),

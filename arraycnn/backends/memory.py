@@ -151,11 +151,12 @@ class Scratch(threading.local):
 
 
 def zeros(length: int, dtype: Any) -> Array:
-    """Zeros to compare with, not to change: comparing with one number takes several times as long
-    in NumPy."""
+    """Zeros to compare with: comparing with one number takes several times as long in NumPy."""
     return _zeros(1 << (length - 1).bit_length(), dtype)[:length]
 
 
 @lru_cache(maxsize=64)
 def _zeros(length: int, dtype: Any) -> Array:
-    return np.zeros(length, dtype)
+    found = np.zeros(length, dtype)
+    found.flags.writeable = False
+    return found
