@@ -12,7 +12,7 @@ from arraycnn.backends.memory import Scratch, zeros
 from arraycnn.backends.normalization import NormalizationPrimitives, rows_of
 from arraycnn.backends.pointwise import PointwisePrimitives
 from arraycnn.backends.pooling import PoolingPrimitives, winner_dtype
-from arraycnn.backends.threads import Workers
+from arraycnn.backends.threads import WORTHWHILE, Workers
 from arraycnn.geometry import Window
 from arraycnn.types import Array, Shape
 
@@ -266,10 +266,12 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
 
     def _each_row_block(self, function: Callable[[slice], None], rows: int, products: int) -> None:
         """Call ``function`` for blocks of rows of a matrix product, ``products`` in each row."""
+        seconds = rows * products * SECONDS_PER_PRODUCT
+        step = ROWS if seconds > WORTHWHILE else rows
         self.workers.run(
-            lambda index: function(slice(index * ROWS, min(rows, (index + 1) * ROWS))),
-            -(-rows // ROWS),
-            rows * products * SECONDS_PER_PRODUCT,
+            lambda index: function(slice(index * step, min(rows, (index + 1) * step))),
+            -(-rows // step),
+            seconds,
         )
 
     def _each_chunk(self, function: Callable[[slice], None], size: int, passes: int = 2) -> None:

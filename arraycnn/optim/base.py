@@ -89,8 +89,9 @@ class Optimizer(ABC):
         active = [(i, p.data, p.grad) for i, p in enumerate(self._parameters) if p.grad is not None]
         if not active:
             return
+        eps = self.hyperparameters.get("eps")
         for i, data, grad in active:
-            self._check(i, data, grad)
+            _check(i, data, grad, eps)
         backend = backend_of(*(array for _, data, grad in active for array in (data, grad)))
         for name in self._slots.keys() - set(self.slot_names):  # momentum was set to 0
             del self._slots[name]
@@ -194,28 +195,28 @@ class Optimizer(ABC):
         backend = backend_of(self._parameters[i].data)
         return np.array(backend.to_numpy(self._slot(backend, name, i)), order="C")
 
-    def _check(self, i: int, data: Array, grad: Array) -> None:
-        if tuple(grad.shape) != tuple(data.shape):
-            raise ValueError(
-                f"the gradient of parameter {i} must have its shape {tuple(data.shape)}, got "
-                f"{tuple(grad.shape)}"
-            )
-        if grad.dtype != data.dtype:
-            raise TypeError(
-                f"the gradient of parameter {i} must be {data.dtype} like the parameter, got "
-                f"{grad.dtype}; convert it with grad.astype({str(data.dtype)!r})"
-            )
-        eps = self.hyperparameters.get("eps")
-        if eps is not None and data.dtype.type(eps) == 0:
-            raise ValueError(
-                f"eps={eps!r} is zero in {data.dtype}, the dtype of parameter {i}, and a zero "
-                "gradient would give NaN; set optimizer.eps to 1e-4, or use model.to(dtype="
-                "'float32')"
-            )
-
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.hyperparameters.items())
         return f"{type(self).__name__}({len(self._parameters)} parameters, {arguments})"
+
+
+def _check(i: int, data: Array, grad: Array, eps: float | None) -> None:
+    if grad.shape != data.shape:
+        raise ValueError(
+            f"the gradient of parameter {i} must have its shape {tuple(data.shape)}, got "
+            f"{tuple(grad.shape)}"
+        )
+    if grad.dtype != data.dtype:
+        raise TypeError(
+            f"the gradient of parameter {i} must be {data.dtype} like the parameter, got "
+            f"{grad.dtype}; convert it with grad.astype({str(data.dtype)!r})"
+        )
+    if eps is not None and data.dtype.type(eps) == 0:
+        raise ValueError(
+            f"eps={eps!r} is zero in {data.dtype}, the dtype of parameter {i}, and a zero "
+            "gradient would give NaN; set optimizer.eps to 1e-4, or use model.to(dtype="
+            "'float32')"
+        )
 
 
 def parameter_list(parameters: Iterable[Parameter]) -> list[Parameter]:
