@@ -298,7 +298,7 @@ def batch_norm_grad(
                 output, passed = y[row, first : first + BLOCK], grad[row, first : first + BLOCK]
                 for i in range(seen.size):
                     passed[i] = slopes[i] if output[i] > zero else zero
-                slopes = grad[row, first : min(first + BLOCK, length)]
+                slopes = passed
             block_shift, block_product = float32(0), float32(0)
             for i in range(seen.size):
                 block_shift += slopes[i]

@@ -171,10 +171,10 @@ class FilteredColumns(Columns):
     def correlate(self, factors: Array, columns: Array, total: Array) -> None:
         super().correlate(factors, columns, total)
 
-    def _row_blocks(self, values: Array) -> list[slice]:
+    def _row_blocks(self, values: Array) -> Iterator[slice]:
         """Slices of the second dimension, so that the values in each stay in cache."""
         rows = values.shape[1]
-        return list(row_blocks(rows, PRODUCTS * rows // max(1, values.size), 1))
+        return row_blocks(rows, PRODUCTS * rows // max(1, values.size), 1)
 
     def _check(self, total: Array) -> None:
         if not np.isfinite(total):
