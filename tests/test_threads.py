@@ -1,8 +1,12 @@
 """Threads: every part once, the same bits for any number, and the user's BLAS left as it was."""
 
+import os
+import signal
 import subprocess
 import sys
 import threading
+import time
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -56,6 +60,55 @@ class TestWorkers:
         done: list[int] = []
         workers.run(done.append, 8, BUSY)
         assert len(done) == 8
+
+    def test_an_error_in_the_other_thread_reaches_the_caller(self) -> None:
+        workers = Workers()
+        workers.count = 2
+        both = threading.Barrier(2, timeout=30)
+        caller = threading.get_ident()
+
+        def fail_elsewhere(index: int) -> None:
+            both.wait()
+            if threading.get_ident() != caller:
+                raise ArithmeticError("elsewhere")
+
+        with pytest.raises(ArithmeticError, match="elsewhere"):
+            workers.run(fail_elsewhere, 2, BUSY)
+
+    def test_nothing_of_an_operation_is_kept(self) -> None:
+        workers = Workers()
+        workers.count = 2
+        both = threading.Barrier(2, timeout=30)
+        array = np.zeros(3)
+        gone = weakref.ref(array)
+
+        def use(index: int, array: np.ndarray = array) -> None:
+            both.wait()
+            array[index] = 1
+
+        workers.run(use, 2, BUSY)
+        del use, array
+        assert gone() is None
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send to oneself")
+    def test_an_interrupt_waits_for_the_other_thread(self) -> None:
+        workers = Workers()
+        workers.count = 2
+        both = threading.Barrier(2, timeout=30)
+        caller = threading.get_ident()
+        finished: list[int] = []
+
+        def part(index: int) -> None:
+            both.wait()
+            if threading.get_ident() != caller:
+                time.sleep(0.2)
+                os.kill(os.getpid(), signal.SIGINT)  # while the caller waits
+                time.sleep(0.2)
+                finished.append(index)
+
+        with pytest.raises(KeyboardInterrupt):
+            workers.run(part, 2, BUSY)
+        assert len(finished) == 1
 
     def test_may_be_used_inside_a_part(self) -> None:
         workers = Workers()
@@ -162,6 +215,41 @@ class TestTheUsersBlas:
         inside: list[int] = []
         Workers().run(lambda index: inside.extend(blas_threads()), 1, 0)
         assert set(inside) == {1}
+
+    def test_has_one_thread_inside_whoever_told_it_last(self) -> None:
+        """threadpoolctl 3.8 lets one Python thread tell OpenBLAS, until that thread ends."""
+        if set(blas_threads()) != {2}:
+            pytest.skip("this BLAS has one thread")
+        Workers().run(lambda index: None, 1, 0)
+        inside: list[int] = []
+
+        def elsewhere() -> None:
+            Workers().run(lambda index: inside.extend(blas_threads()), 1, 0)
+
+        other = threading.Thread(target=elsewhere)
+        other.start()
+        other.join()
+        assert set(inside) == {1}
+        assert set(blas_threads()) == {2}
+
+    def test_has_its_threads_back_when_the_last_of_two_callers_ends(self) -> None:
+        before = blas_threads()
+        inside, outside = threading.Event(), threading.Event()
+
+        def first() -> None:
+            Workers().run(lambda index: inside.wait(30) and None, 1, 0)
+            outside.set()
+
+        other = threading.Thread(target=first)
+        other.start()
+
+        def second(index: int) -> None:
+            inside.set()
+            outside.wait(30)
+
+        Workers().run(second, 1, 0)
+        other.join()
+        assert blas_threads() == before
 
     def test_may_have_another_number_next_time(self) -> None:
         Workers().run(lambda index: None, 1, 0)

@@ -157,9 +157,8 @@ class ConvolutionPrimitives(Layout):
         """Add a tile's columns to the elements of the padded buffer (C, *padded, N) they saw."""
         sizes = [part.stop - part.start for part in tile]
         columns = columns.reshape(padded.shape[0], window.taps, *sizes)
-        for tap, offset in enumerate(window.tap_offsets()):
-            place = window.tap_slices(offset, tile[:-1])
-            padded[(slice(None), *place, tile[-1])] += columns[:, tap]
+        for tap, place in enumerate(window.tap_slices(tile[:-1])):
+            padded[(*place, tile[-1])] += columns[:, tap]
 
 
 def grouped(buffer: Array, groups: int) -> Array:

@@ -185,7 +185,10 @@ def pieces(window: Window, batch: int, column: int, limit: int, parts: int = 1) 
         return []
     shortest, longest = LENGTHS
     if not shares_rows(window, batch):
-        length = min(longest, max(shortest, TILE_BYTES // column), max(1, limit // column))
+        share = -(-window.positions * batch // parts)
+        length = min(
+            longest, max(shortest, min(TILE_BYTES // column, share)), max(1, limit // column)
+        )
         return [
             Piece(tile, slice(0, 1), run)
             for tile, run in tile_runs((*window.output_size, batch), length)

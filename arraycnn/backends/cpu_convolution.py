@@ -17,10 +17,11 @@ from arraycnn.backends.cpu_columns import LENGTHS, TILE_BYTES, Columns, column_b
 from arraycnn.backends.cpu_winograd import FilteredColumns, filter_outputs, filtered_bytes
 from arraycnn.backends.layout import buffer_of
 from arraycnn.backends.memory import BlockPool, Scratch, zeros
-from arraycnn.backends.threads import Workers
+from arraycnn.backends.threads import Workers, one_blas_thread
 from arraycnn.geometry import Window
 from arraycnn.types import Array, Shape
 
+SMALL = 1 << 16  # elements in all columns of a convolution that is not worth cutting up
 PARTIAL_SUMS = 4  # weight gradients are added up in so many parts, however many threads there are
 
 T = TypeVar("T")
@@ -42,6 +43,10 @@ class CpuConvolution(ConvolutionPrimitives):
         groups: int,
         relu: bool = False,
     ) -> Array:
+        if _is_small(x, window):
+            with one_blas_thread:
+                return super().convolution(x, weight, bias, window, groups, relu)
+
         def multiply(columns: Columns) -> Array:
             h = self.empty((x.shape[0], weight.shape[0], *window.output_size), x.dtype)
             kernels = columns.kernels(weight)
@@ -61,6 +66,10 @@ class CpuConvolution(ConvolutionPrimitives):
     def convolution_weight_grad(
         self, x: Array, grad_output: Array, weight_shape: Shape, window: Window, groups: int
     ) -> Array:
+        if _is_small(x, window):
+            with one_blas_thread:
+                return super().convolution_weight_grad(x, grad_output, weight_shape, window, groups)
+
         def correlate(columns: Columns) -> Array:
             def piece(index: int, total: Array) -> None:
                 delta = columns.at_points(buffer_of(grad_output), index)
@@ -184,8 +193,13 @@ class CpuConvolution(ConvolutionPrimitives):
         return min(length, super()._tile_length(column_bytes))
 
 
+def _is_small(x: Array, window: Window) -> bool:
+    """Whether the columns are too few for anything but making and multiplying them."""
+    elements: int = x.shape[0] * x.shape[1] * window.taps * window.positions
+    return elements <= SMALL
+
+
 @lru_cache(maxsize=128)
 def tap_places(window: Window, sizes: Shape) -> list[tuple[slice, ...]]:
     """What a tile of so many positions sees through each tap, from the first that it sees on."""
-    tile = tuple(slice(0, size) for size in sizes)
-    return [(slice(None), *window.tap_slices(tap, tile)) for tap in window.tap_offsets()]
+    return window.tap_slices(tuple(slice(0, size) for size in sizes))

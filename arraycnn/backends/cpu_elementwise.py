@@ -94,27 +94,17 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
         return grad
 
     def max_pool(self, x: Array, window: Window, relu: bool = False) -> Array:
-        if not is_partition(window) or not x.size:
-            return super().max_pool(x, window, relu)
         y = self.empty((*x.shape[:2], *window.output_size), x.dtype)
-        source, target = buffer_of(x), buffer_of(y)
+        source, target = self.padded(x, window, -np.inf), buffer_of(y)
+        places = window.tap_places
 
         def pool(channels: slice) -> None:
-            part = source[channels]
-            for axis in reversed(range(1, window.ndim + 1)):  # contiguous runs stay long
-                size, taps = window.output_size[axis - 1], window.kernel_size[axis - 1]
-                last = axis == 1
-                shape = (*part.shape[:axis], size, *part.shape[axis + 1 :])
-                reduced = target[channels] if last else self.scratch(f"max {axis}", shape, x.dtype)
-                first = _every(part, axis, 0, taps, size)
-                if taps == 1:
-                    np.copyto(reduced, first)
-                for tap in range(1, taps):
-                    np.maximum(first, _every(part, axis, tap, taps, size), out=reduced)
-                    first = reduced
-                part = reduced
+            part, best = source[channels], target[channels]
+            np.maximum(part[places[0]], part[places[-1]], out=best)  # may be one and the same
+            for place in places[1:-1]:
+                np.maximum(best, part[place], out=best)
             if relu:
-                flat = target[channels].reshape(-1)
+                flat = best.reshape(-1)
                 rectify(flat, flat)
 
         self._each_channels(pool, source.shape, passes=2)
@@ -126,7 +116,6 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
             return super()._winners(x, y, window, relu)
         winners = self.empty(y.shape, winner_dtype(window))
         source, maximum, target = map(buffer_of, (x, y, winners))
-        places = [(slice(None), *window.tap_slices(tap)) for tap in window.tap_offsets()]
 
         def count(channels: slice) -> None:
             """The winner is as many taps from the first as are waited for in vain."""
@@ -134,7 +123,7 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
             waits, differs = (self.scratch(name, best.shape, bool) for name in ("waits", "mask"))
             taps[...] = 0
             waits[...] = True
-            for place in places[:-1]:
+            for place in window.tap_places[:-1]:
                 np.not_equal(part[place], best, out=differs)
                 np.logical_and(waits, differs, out=waits)
                 np.add(taps, waits.view(np.uint8), out=taps)
@@ -151,7 +140,6 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
             return super().max_pool_grad(winners, grad_output, window)
         grad = self.empty((*winners.shape[:2], *window.input_size), grad_output.dtype)
         taps, delta, target = buffer_of(winners), _bits(buffer_of(grad_output)), buffer_of(grad)
-        places = [(slice(None), *window.tap_slices(tap)) for tap in window.tap_offsets()]
         covered = [o * k for o, k in zip(window.output_size, window.kernel_size, strict=True)]
 
         def route(channels: slice) -> None:
@@ -159,7 +147,7 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
             for axis, end in enumerate(covered, 1):  # what no window sees
                 out[(slice(None),) * axis + (slice(end, None),)] = 0
             wins = self.scratch("mask", taps[channels].shape, bool)
-            for tap, place in enumerate(places):
+            for tap, place in enumerate(window.tap_places):
                 np.equal(taps[channels], tap, out=wins)
                 np.multiply(delta[channels], wins, out=out[place])
 
@@ -312,7 +300,8 @@ def rectify(x: Array, out: Array) -> None:
     """max(x, 0) of elements in a row, against zeros that stay in cache."""
     whole = x.size // ZEROS * ZEROS
     row = zeros(ZEROS, x.dtype)
-    np.maximum(x[:whole].reshape(-1, ZEROS), row, out=out[:whole].reshape(-1, ZEROS))
+    if whole:
+        np.maximum(x[:whole].reshape(-1, ZEROS), row, out=out[:whole].reshape(-1, ZEROS))
     np.maximum(x[whole:], row[: x.size - whole], out=out[whole:])
 
 
@@ -330,11 +319,6 @@ def is_partition(window: Window) -> bool:
             )
         )
     )
-
-
-def _every(part: Array, axis: int, tap: int, taps: int, size: int) -> Array:
-    """One tap of all windows along one axis of a buffer."""
-    return part[(slice(None),) * axis + (slice(tap, tap + (size - 1) * taps + 1, taps),)]
 
 
 def _runs(shape: Shape) -> list[slice]:

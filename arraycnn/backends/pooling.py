@@ -20,13 +20,10 @@ class PoolingPrimitives(Layout):
         """The largest element that each window sees (a NaN where it sees one) → (N, C, *out); with
         ``relu``, of them and 0."""
         padded = self.padded(x, window, -self.xp.inf)
-        y = None
-        for offset in window.tap_offsets():
-            tap = padded[(slice(None), *window.tap_slices(offset))]
-            if y is None:
-                y = tap.copy()
-            else:
-                self.xp.maximum(y, tap, out=y)
+        first, *others = window.tap_places
+        y = padded[first].copy()
+        for place in others:
+            self.xp.maximum(y, padded[place], out=y)
         if relu:
             self.xp.maximum(y, 0, out=y)
         return batch_view(y)
@@ -59,8 +56,7 @@ class PoolingPrimitives(Layout):
         delta, taps = buffer_of(grad_output), buffer_of(winners)  # (C, *out, N)
         batch, channels = grad_output.shape[:2]
         grad = self.xp.zeros((channels, *window.padded_size, batch), grad_output.dtype)
-        for tap, offset in enumerate(window.tap_offsets()):
-            place = (slice(None), *window.tap_slices(offset))
+        for tap, place in enumerate(window.tap_places):
             grad[place] += self.xp.where(taps == tap, delta, 0)
         return self.unpadded(grad, window)
 
@@ -68,8 +64,8 @@ class PoolingPrimitives(Layout):
         """The sum of what each window sees, padding counting as 0 → (N, C, *out)."""
         padded = self.padded(x, window)
         y = self.xp.zeros((x.shape[1], *window.output_size, x.shape[0]), x.dtype)
-        for offset in window.tap_offsets():
-            y += padded[(slice(None), *window.tap_slices(offset))]
+        for place in window.tap_places:
+            y += padded[place]
         return batch_view(y)
 
     def sum_pool_grad(self, grad_output: Array, window: Window) -> Array:
@@ -77,8 +73,8 @@ class PoolingPrimitives(Layout):
         delta = buffer_of(grad_output)
         batch, channels = grad_output.shape[:2]
         grad = self.xp.zeros((channels, *window.padded_size, batch), grad_output.dtype)
-        for offset in window.tap_offsets():
-            grad[(slice(None), *window.tap_slices(offset))] += delta
+        for place in window.tap_places:
+            grad[place] += delta
         return self.unpadded(grad, window)
 
     def plane_sum(self, x: Array) -> Array:
@@ -97,8 +93,7 @@ class PoolingPrimitives(Layout):
             ones = xp.ones((1, *window.input_size, 1), bool)
             inside = self.padded(batch_view(ones), window)  # (1, *padded, 1)
         undecided = xp.ones(maximum.shape, bool)
-        for tap, offset in enumerate(window.tap_offsets()):
-            place = (slice(None), *window.tap_slices(offset))
+        for tap, place in enumerate(window.tap_places):
             seen = padded[place]
             wins = (seen == maximum) | (seen != seen)  # a NaN is the maximum of its window
             wins &= undecided

@@ -109,22 +109,27 @@ class Window:
             self.output_size, self.kernel_size, self.stride, padding, self.dilation, self.input_size
         )
 
-    def tap_offsets(self) -> Iterator[Shape]:
-        """Offsets of the taps from the window's first position, in row-major order."""
-        return product(
+    @cached_property
+    def tap_places(self) -> list[tuple[slice, ...]]:
+        """`tap_slices` for all output positions."""
+        return self.tap_slices(tuple(slice(0, o) for o in self.output_size))
+
+    def tap_slices(self, positions: tuple[slice, ...]) -> list[tuple[slice, ...]]:
+        """Where, in a padded buffer (C, *padded, N), each tap lies for the given output positions,
+        the taps in row-major order."""
+        offsets = product(
             *(range(0, k * d, d) for k, d in zip(self.kernel_size, self.dilation, strict=True))
         )
-
-    def tap_slices(
-        self, offset: Shape, positions: tuple[slice, ...] | None = None
-    ) -> tuple[slice, ...]:
-        """Where, in the padded input, one tap lies for all, or the given, output positions."""
-        if positions is None:
-            positions = tuple(slice(0, o) for o in self.output_size)
-        return tuple(
-            slice(a + p.start * s, a + (p.stop - 1) * s + 1, s)
-            for a, p, s in zip(offset, positions, self.stride, strict=True)
-        )
+        return [
+            (
+                slice(None),
+                *(
+                    slice(a + p.start * s, a + (p.stop - 1) * s + 1, s)
+                    for a, p, s in zip(offset, positions, self.stride, strict=True)
+                ),
+            )
+            for offset in offsets
+        ]
 
     def inner_slices(self) -> tuple[slice, ...]:
         """Where, in the padded input, the input itself lies."""

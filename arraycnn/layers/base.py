@@ -17,6 +17,7 @@ from arraycnn.types import Array, Shape
 # backward(grad_y) → grad_x. Layers with parameters also take input_grad=False: parameters only.
 Backward: TypeAlias = Callable[..., Array]
 DTYPES = ("float16", "float32", "float64")
+_FLOATS = frozenset(map(np.dtype, DTYPES))
 _PLAIN = int, tuple, type(None), str, float  # asking an abstract class takes ten times as long
 
 
@@ -252,7 +253,7 @@ class Layer(ABC):
     @property
     def dtype(self) -> Any:
         """The dtype of the parameters; None for a layer without any."""
-        for value in vars(self).values():
+        for value in reversed(vars(self).values()):  # tensors come last
             if isinstance(value, Tensor) and value.data.dtype.kind == "f":
                 return value.data.dtype
         for _, layer in self.children():
@@ -289,7 +290,7 @@ class Layer(ABC):
             ValueError: an array of another device.
         """
         backend, dtype = self.backend, self.dtype
-        if backend and dtype and backend.owns(x) and x.dtype == dtype:
+        if backend and backend.owns(x) and (x.dtype == dtype if dtype else x.dtype in _FLOATS):
             return backend, x  # as nearly always
         owner = owner_of("x", x)
         check_dtype("x", x.dtype, DTYPES)  # before it moves: CuPy would convert a byte order
