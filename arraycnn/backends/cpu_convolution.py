@@ -13,7 +13,14 @@ from arraycnn.backends.convolution import (
     tile_runs,
 )
 from arraycnn.backends.cpu_columns import FLOPS as FLOPS
-from arraycnn.backends.cpu_columns import LENGTHS, TILE_BYTES, Columns, column_bytes, parts_of
+from arraycnn.backends.cpu_columns import (
+    BYTES,
+    LENGTHS,
+    TILE_BYTES,
+    Columns,
+    column_bytes,
+    parts_of,
+)
 from arraycnn.backends.cpu_winograd import FilteredColumns, filter_outputs, filtered_bytes
 from arraycnn.backends.layout import buffer_of
 from arraycnn.backends.memory import BlockPool, Scratch, zeros
@@ -95,13 +102,17 @@ class CpuConvolution(ConvolutionPrimitives):
         padded = self.new_buffer((channels, *window.padded_size, batch), weight.dtype)
         # Blocks of channels go to different threads: no two of them add to the same element.
         per_group, taps = channels // groups, window.taps
-        seconds = delta.size * per_group * taps / FLOPS
-        block = -(-per_group // max(1, parts_of(seconds) // groups))
+        column = channels * taps * weight.dtype.itemsize
+        seconds = delta.size * per_group * taps / FLOPS + delta.shape[2] * column / BYTES
+        parts = max(1, parts_of(seconds) // groups)
+        while per_group % parts:  # in equal shares
+            parts //= 2
+        block = per_group // parts
         blocks = [(g, c) for g in range(groups) for c in range(0, per_group, block)]
 
         def scatter(part: int) -> None:
             group, start = blocks[part]
-            stop = min(start + block, per_group)
+            stop = start + block
             target = padded[group * per_group + start : group * per_group + stop]
             target[...] = 0
             kernel = np.ascontiguousarray(kernels[group, start * taps : stop * taps])

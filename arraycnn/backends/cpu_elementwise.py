@@ -21,7 +21,7 @@ SUM_BLOCK = 1024  # sums run over blocks this long, then over the blocks, which 
 ZEROS = 4096  # that a ReLU compares with at a time
 ROWS = 64  # of a dense product that one thread computes at a time
 SECONDS = 2e-10  # a guess at the time of one pass over an element …
-SECONDS_PER_PRODUCT = 1e-11  # … and of a multiply-add
+SECONDS_PER_PRODUCT = 2e-11  # … and of a multiply-add
 
 
 class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimitives):

@@ -18,7 +18,7 @@ from threadpoolctl import ThreadpoolController
 from arraycnn.geometry import count_of
 
 VARIABLE = "ARRAYCNN_NUM_THREADS"
-WORTHWHILE = 3e-4  # seconds of work; handing it to another thread costs a tenth of that
+WORTHWHILE = 2e-4  # seconds of work; handing it to another thread costs a sixth of that
 
 
 class Workers:
