@@ -151,7 +151,11 @@ class ConvolutionPrimitives(Layout):
         taps = [step * d for step, d in zip(spatial, window.dilation, strict=True)]
         positions = [step * s for step, s in zip(spatial, window.stride, strict=True)]
         strides = (channel, *taps, *positions, sample)
-        return self.xp.lib.stride_tricks.as_strided(padded, shape, strides)
+        return self._strided(padded, shape, strides)
+
+    def _strided(self, buffer: Array, shape: Shape, strides: Shape) -> Array:
+        """A view of a contiguous array from its first element on."""
+        return self.xp.lib.stride_tricks.as_strided(buffer, shape, strides)
 
     def _add_columns(self, padded: Array, columns: Array, window: Window, tile: Tile) -> None:
         """Add a tile's columns to the elements of the padded buffer (C, *padded, N) they saw."""

@@ -255,22 +255,11 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
     def _each_row_block(self, function: Callable[[slice], None], rows: int, products: int) -> None:
         """Call ``function`` for blocks of rows of a matrix product, ``products`` in each row."""
         seconds = rows * products * SECONDS_PER_PRODUCT
-        step = ROWS if seconds > WORTHWHILE else rows
-        self.workers.run(
-            lambda index: function(slice(index * step, min(rows, (index + 1) * step))),
-            -(-rows // step),
-            seconds,
-        )
+        self._each_slice(function, rows, ROWS if seconds > WORTHWHILE else rows, seconds, blas=True)
 
     def _each_chunk(self, function: Callable[[slice], None], size: int, passes: int = 2) -> None:
         """Call ``function`` for slices that cover ``size`` elements."""
-        parts = -(-size // CHUNK)
-        self.workers.run(
-            lambda index: function(slice(index * CHUNK, min(size, (index + 1) * CHUNK))),
-            parts,
-            size * passes * SECONDS,
-            blas=False,
-        )
+        self._each_slice(function, size, CHUNK, size * passes * SECONDS)
 
     def _each_channels(
         self, function: Callable[[slice], None], shape: Shape, passes: int, blas: bool = False
@@ -278,10 +267,23 @@ class CpuElementwise(PoolingPrimitives, NormalizationPrimitives, PointwisePrimit
         """Call ``function`` for slices of the first dimension, each about a chunk of elements."""
         size = math.prod(shape)
         step = max(1, CHUNK // max(1, size // max(1, shape[0])))
+        self._each_slice(function, shape[0], step, size * passes * SECONDS, blas)
+
+    def _each_slice(
+        self,
+        function: Callable[[slice], None],
+        length: int,
+        step: int,
+        seconds: float,
+        blas: bool = False,
+    ) -> None:
+        if length <= step and not blas:
+            function(slice(0, length))
+            return
         self.workers.run(
-            lambda index: function(slice(index * step, min(shape[0], (index + 1) * step))),
-            -(-shape[0] // step),
-            size * passes * SECONDS,
+            lambda index: function(slice(index * step, min(length, (index + 1) * step))),
+            -(-length // step) if length else 0,
+            seconds,
             blas,
         )
 
