@@ -8,14 +8,17 @@ import threading
 import numpy as np
 import pytest
 
+from arraycnn.backends.cpu import CpuBackend
 from arraycnn.backends.memory import (
     ALIGNMENT,
+    FIRST_SEGMENT,
     GRAIN,
     SEGMENT,
     SMALLEST,
     BlockPool,
     Scratch,
 )
+from arraycnn.geometry import pool_window
 
 LARGE = SMALLEST  # bytes from which on memory is recycled
 
@@ -26,6 +29,11 @@ def address(array: np.ndarray) -> int:
 
 def unused(pool: BlockPool) -> int:
     return sum(stop - start for segment in pool._segments for start, stop in segment.gaps)
+
+
+def lent(array: np.ndarray) -> int:
+    """Bytes of the block that an array takes."""
+    return -(-array.nbytes // GRAIN) * GRAIN
 
 
 @pytest.fixture
@@ -145,7 +153,7 @@ class TestWhatIsStillReferredTo:
         threading.Thread(target=drop, daemon=True).start()
         assert done.wait(10)
         place = pool.empty((LARGE,), np.uint8)  # puts back what had to wait
-        assert unused(pool) + LARGE == SEGMENT
+        assert unused(pool) + LARGE == FIRST_SEGMENT
         del place
 
 
@@ -168,19 +176,36 @@ def test_threads_never_get_the_same_block(pool: BlockPool) -> None:
 
 
 class TestScratch:
-    def test_is_the_same_memory_for_the_same_name(self) -> None:
-        scratch = Scratch()
+    @pytest.fixture
+    def scratch(self, pool: BlockPool) -> Scratch:
+        return Scratch(pool)
+
+    def test_is_the_same_memory_for_the_same_name(self, scratch: Scratch) -> None:
         first = scratch("a", (100,), np.float32)
         assert address(scratch("a", (5, 10), np.float64)) == address(first)
         assert not np.shares_memory(first, scratch("b", (100,), np.float32))
 
-    def test_grows(self) -> None:
-        scratch = Scratch()
+    def test_grows(self, scratch: Scratch) -> None:
         scratch("a", (10,), np.float32)
         assert scratch("a", (1000,), np.float32).shape == (1000,)
 
-    def test_belongs_to_one_thread(self) -> None:
-        scratch = Scratch()
+    def test_is_the_pools_again_between_operations(self, pool: BlockPool) -> None:
+        scratch = Scratch(pool)
+        held = scratch("a", (LARGE,), np.uint8)
+        place = address(held)
+        scratch.give_back()
+        assert address(pool.empty((LARGE,), np.uint8)) != place  # somebody still holds it
+        del held
+        assert address(pool.empty((LARGE,), np.uint8)) == place
+
+    def test_an_operation_leaves_none_behind(self) -> None:
+        backend = CpuBackend()
+        x = np.ones((64, 16, 32, 32), np.float32)
+        y, winners = backend.max_pool_winners(x, pool_window((32, 32), (2, 2)))
+        total = sum(segment.memory.size for segment in backend.blocks._segments)
+        assert unused(backend.blocks) + lent(y) + lent(winners) == total
+
+    def test_belongs_to_one_thread(self, scratch: Scratch) -> None:
         mine = scratch("a", (100,), np.float32)
         others = []
         thread = threading.Thread(target=lambda: others.append(scratch("a", (100,), np.float32)))

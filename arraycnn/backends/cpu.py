@@ -27,8 +27,8 @@ class CpuBackend(CpuConvolution, CpuElementwise, CpuUpdates, Backend):
     def __init__(self) -> None:
         super().__init__("cpu", np, workspace_limit=64 << 20)
         self.blocks = BlockPool(KEPT_BYTES)
-        self.scratch = Scratch()
-        self.workers = Workers()
+        self.scratch = Scratch(self.blocks)
+        self.workers = Workers(self.scratch.give_back)
 
     @property
     def num_threads(self) -> int:

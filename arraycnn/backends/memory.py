@@ -21,7 +21,8 @@ from arraycnn.types import Array, Shape
 SMALLEST = 256 << 10  # below this, malloc reuses memory by itself
 GRAIN = 64 << 10
 ALIGNMENT = 64
-SEGMENT = 32 << 20  # bytes that are asked from the system at a time, at least
+SEGMENT = 32 << 20  # bytes that are asked from the system at a time, at least …
+FIRST_SEGMENT = 3 << 20  # … but at first: from 4 MiB on NumPy asks for huge pages
 
 
 class BlockPool:
@@ -54,7 +55,8 @@ class BlockPool:
                 start = segment.cut(size)
                 if start is not None:
                     return _Lease(self, segment, start, size)
-            segment = _Segment(max(size, SEGMENT))
+            least = SEGMENT if self._segments else FIRST_SEGMENT
+            segment = _Segment(max(size, least))
             self._segments.append(segment)
             segment.cut(size)
             return _Lease(self, segment, 0, size)
@@ -136,9 +138,13 @@ class _Lease:
 
 
 class Scratch(threading.local):
-    """Working memory of each thread, by name; valid until the same name is asked for again."""
+    """Working memory of each thread, by name; valid until the same name is asked for again.
 
-    def __init__(self) -> None:
+    Between operations the large arrays are lent back to the pool, where activations use them.
+    """
+
+    def __init__(self, blocks: BlockPool) -> None:
+        self._blocks = blocks
         self._arrays: dict[str, Array] = {}
 
     def __call__(self, name: str, shape: Shape, dtype: Any) -> Array:
@@ -146,8 +152,14 @@ class Scratch(threading.local):
         nbytes = math.prod(shape) * dtype.itemsize
         array = self._arrays.get(name)
         if array is None or array.size < nbytes:
-            array = self._arrays[name] = np.empty(nbytes, np.uint8)
+            array = self._arrays[name] = self._blocks.empty((nbytes,), np.uint8)
         return array[:nbytes].view(dtype).reshape(shape)
+
+    def give_back(self) -> None:
+        """Return the thread's large arrays."""
+        for name, array in list(self._arrays.items()):
+            if array.size >= SMALLEST:
+                del self._arrays[name]
 
 
 def zeros(length: int, dtype: Any) -> Array:
