@@ -133,6 +133,24 @@ class TestWorkers:
             thread.join()
         assert (sums == 20).all()
 
+    def test_nobody_waits_for_a_thread_that_is_busy_for_another(self) -> None:
+        workers = Workers()
+        workers.count = 2
+        both, release = threading.Barrier(3, timeout=30), threading.Event()
+
+        def hold(index: int) -> None:
+            both.wait()
+            release.wait(30)
+
+        other = threading.Thread(target=workers.run, args=(hold, 2, BUSY))
+        other.start()
+        both.wait()  # now both threads are in it
+        done: list[int] = []
+        workers.run(done.append, 8, BUSY)
+        assert sorted(done) == list(range(8))
+        release.set()
+        other.join()
+
     @pytest.mark.parametrize(
         ("count", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), ("2", TypeError)]
     )
