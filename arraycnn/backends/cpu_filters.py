@@ -59,8 +59,10 @@ class CompiledFilters(Layout):
         rule = minimal_filter(OUTPUTS, width)
         y = self.empty((x.shape[0], outputs, *window.output_size), np.float32)
         source, target = buffer_of(x), buffer_of(y)
-        kernels = rule.of_kernels(weight).reshape(rule.points, outputs, -1)  # (P, O, C·kh)
-        packed = np.empty(kernels.size, np.float32)
+        kernels = self.new_buffer((rule.points, *weight.shape[:3]), np.float32)
+        rule.of_kernels(weight, kernels)
+        kernels = kernels.reshape(rule.points, outputs, -1)  # (P, O, C·kh)
+        packed = self.new_buffer((kernels.size,), np.float32)
         pack = self._kernels.pack.compiled
         self.workers.run(
             lambda point: pack(kernels, packed, point, point + 1),

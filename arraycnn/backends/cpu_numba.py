@@ -120,9 +120,7 @@ class CompiledCpuBackend(CompiledFilters, CpuBackend):
 
         flops = delta.size * math.prod(weight_shape[1:])
         self.workers.run(add, parts, flops / FLOPS, blas=False)
-        for part in range(1, parts):
-            sums[0] += sums[part]
-        return sums[0].reshape(weight_shape)
+        return sums.sum(axis=0).reshape(weight_shape)
 
     def convolution_grads(
         self, x: Array, grad_output: Array, weight: Array, window: Window, groups: int

@@ -58,10 +58,12 @@ class Filter(NamedTuple):
     spread: Array  # V(m) (P, m)
 
     @QUIETLY
-    def of_kernels(self, weight: Array) -> Array:
+    def of_kernels(self, weight: Array, out: Array | None = None) -> Array:
         """V(k) g: kernels (O, C, kh, k) at the points, (P, O, C, kh)."""
+        values = np.empty((self.points, *weight.shape[:3]), weight.dtype) if out is None else out
         with one_blas_thread:
-            return np.tensordot(self.kernel, weight, (1, 3))
+            product(self.kernel, weight.reshape(-1, weight.shape[3]).T, values)
+        return values
 
     @QUIETLY
     def to_kernels(self, values: Array) -> Array:
