@@ -50,7 +50,7 @@ class CpuConvolution(ConvolutionPrimitives):
         groups: int,
         relu: bool = False,
     ) -> Array:
-        if _is_small(x, window):
+        if _is_small(window, *x.shape[:2]):
             with one_blas_thread:
                 return super().convolution(x, weight, bias, window, groups, relu)
 
@@ -73,7 +73,7 @@ class CpuConvolution(ConvolutionPrimitives):
     def convolution_weight_grad(
         self, x: Array, grad_output: Array, weight_shape: Shape, window: Window, groups: int
     ) -> Array:
-        if _is_small(x, window):
+        if _is_small(window, *x.shape[:2]):
             with one_blas_thread:
                 return super().convolution_weight_grad(x, grad_output, weight_shape, window, groups)
 
@@ -159,9 +159,11 @@ class CpuConvolution(ConvolutionPrimitives):
         return self._with_columns(differentiate, grad_output, direct, 1, inputs)
 
     def workspace_bytes(self, window: Window, batch: int, channels: int, dtype: Any) -> int:
+        if _is_small(window, batch, channels):
+            return super().workspace_bytes(window, batch, channels, dtype)
         limit, m = self.workspace_limit, None
         most = column_bytes(window, batch, channels, dtype.itemsize, limit)
-        if dtype == np.float32 and batch:  # how many outputs there are is not known here
+        if dtype == np.float32:  # how many outputs there are is not known here
             m = filter_outputs(window, batch, channels, channels, limit)
         return most if m is None else max(most, filtered_bytes(window, batch, channels, m, limit))
 
@@ -205,10 +207,9 @@ class CpuConvolution(ConvolutionPrimitives):
         return min(length, super()._tile_length(column_bytes))
 
 
-def _is_small(x: Array, window: Window) -> bool:
+def _is_small(window: Window, batch: int, channels: int) -> bool:
     """Whether the columns are too few for anything but making and multiplying them."""
-    elements: int = x.shape[0] * x.shape[1] * window.taps * window.positions
-    return elements <= SMALL
+    return batch * channels * window.taps * window.positions <= SMALL
 
 
 @lru_cache(maxsize=128)

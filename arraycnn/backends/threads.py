@@ -88,7 +88,7 @@ class Workers:
             return
         with self._lock:
             while self._employed < helpers:
-                threading.Thread(target=_serve, args=(self._shares,), daemon=True).start()
+                threading.Thread(None, _serve, "arraycnn", (self._shares,), daemon=True).start()
                 self._employed += 1
 
     def _forget(self) -> None:

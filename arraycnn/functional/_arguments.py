@@ -69,7 +69,7 @@ def moved_in(backend: Backend, name: str, array: Any) -> Array:
 
 def check_dtype(name: str, dtype: Any, dtypes: tuple[str, ...] = REAL) -> None:
     """Refuse a dtype that the operation does not compute in."""
-    if dtype not in _dtypes(dtypes):
+    if dtype not in dtypes_named(dtypes):
         remedy = (
             f"convert it, e.g. {name}.astype('float32') / 255 for 8-bit images"
             if dtype.kind in "iub"
@@ -79,7 +79,7 @@ def check_dtype(name: str, dtype: Any, dtypes: tuple[str, ...] = REAL) -> None:
 
 
 @lru_cache
-def _dtypes(names: tuple[str, ...]) -> frozenset[Any]:
+def dtypes_named(names: tuple[str, ...]) -> frozenset[Any]:
     return frozenset(map(np.dtype, names))
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self, TypeAlias
 import numpy as np
 
 from arraycnn.backends import Backend, BackendLike, backend_of, get_backend
-from arraycnn.functional._arguments import check_dtype, moved_in, owner_of
+from arraycnn.functional._arguments import check_dtype, dtypes_named, moved_in, owner_of
 from arraycnn.geometry import check_shape, count_of
 from arraycnn.random import child_seed
 from arraycnn.types import Array, Shape
@@ -17,7 +17,6 @@ from arraycnn.types import Array, Shape
 # backward(grad_y) → grad_x. Layers with parameters also take input_grad=False: parameters only.
 Backward: TypeAlias = Callable[..., Array]
 DTYPES = ("float16", "float32", "float64")
-_FLOATS = frozenset(map(np.dtype, DTYPES))
 _PLAIN = int, tuple, type(None), str, float  # asking an abstract class takes ten times as long
 
 
@@ -290,7 +289,8 @@ class Layer(ABC):
             ValueError: an array of another device.
         """
         backend, dtype = self.backend, self.dtype
-        if backend and backend.owns(x) and (x.dtype == dtype if dtype else x.dtype in _FLOATS):
+        accepted = (dtype,) if dtype else dtypes_named(DTYPES)
+        if backend and backend.owns(x) and x.dtype in accepted:
             return backend, x  # as nearly always
         owner = owner_of("x", x)
         check_dtype("x", x.dtype, DTYPES)  # before it moves: CuPy would convert a byte order
