@@ -1,6 +1,6 @@
 """Convolutional networks on plain arrays: NumPy on the CPU, CuPy on the GPU."""
 
-from arraycnn import data, functional, init, layers, models, schedules
+from arraycnn import data, functional, initializers, layers, models, schedules
 from arraycnn.backends import (
     Backend,
     BackendUnavailableError,
@@ -28,6 +28,7 @@ from arraycnn.gradcheck import GradientError, gradcheck
 from arraycnn.layers import *  # noqa: F403
 from arraycnn.layers import __all__ as _layers
 from arraycnn.metrics import accuracy, confusion_matrix, top_k_accuracy
+from arraycnn.models import ConstantPad2d, PartialConv2d, ScaledTanh, UnitBias
 from arraycnn.optim import (
     SGD,
     Adagrad,
@@ -38,9 +39,14 @@ from arraycnn.optim import (
     clip_grad_norm,
     clip_grad_value,
 )
-from arraycnn.saving import Checkpoints, load_last
 from arraycnn.summary import summary
-from arraycnn.training import Callback, Trainer, TrainingDivergedError
+from arraycnn.training import (
+    Callback,
+    Checkpoints,
+    Trainer,
+    TrainingDivergedError,
+    load_last,
+)
 from arraycnn.version import __version__
 
 __all__ = [
@@ -65,6 +71,10 @@ __all__ = [
     "Trainer",
     "TrainingDivergedError",
     "__version__",
+    "ConstantPad2d",
+    "PartialConv2d",
+    "ScaledTanh",
+    "UnitBias",
     "accuracy",
     "available_backends",
     "backend_of",
@@ -77,7 +87,7 @@ __all__ = [
     "functional",
     "get_backend",
     "gradcheck",
-    "init",
+    "initializers",
     "layers",
     "load_checkpoint",
     "load_keras_weights",

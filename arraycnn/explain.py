@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from arraycnn import functional as F
+from arraycnn.arrays import Array
 from arraycnn.functional._arguments import moved_in
 from arraycnn.geometry import check_shape
 from arraycnn.layers.conv import Conv
-from arraycnn.types import Array
 
 MOST_ELEMENTS = 4096  # of the columns; more cannot be read
 

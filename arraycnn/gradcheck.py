@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from arraycnn.arrays import Array
 from arraycnn.backends import backend_of
-from arraycnn.layers.base import Layer
+from arraycnn.layers.layer import Layer
 from arraycnn.scalars import real_of
-from arraycnn.types import Array
 
 
 class GradientError(AssertionError):

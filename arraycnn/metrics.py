@@ -4,9 +4,9 @@ Scores have shape (N, classes, *S) and labels (N, *S), on the same backend. The 
 the first of the highest scores. A position with a NaN among its scores counts as wrong.
 """
 
+from arraycnn.arrays import Array
 from arraycnn.backends import Backend, backend_of
 from arraycnn.geometry import count_of
-from arraycnn.types import Array
 
 
 def accuracy(scores: Array, labels: Array) -> float:

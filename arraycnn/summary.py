@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from arraycnn.arrays import Shape
 from arraycnn.geometry import shape_of
-from arraycnn.layers.base import Layer
-from arraycnn.types import Shape
+from arraycnn.layers.layer import Layer
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def cuda_torch() -> Any:
 
 
 def run_tests(backend: Any, quick: bool) -> dict[str, Any]:
-    chosen = ["tests/test_graphs.py"] if quick else ["tests"]
+    chosen = ["tests/test_captured.py"] if quick else ["tests"]
     return pytest_result([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen])
 
 

@@ -170,7 +170,7 @@ def as_chosen(backend: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def by_columns(backend: Any) -> Iterator[None]:
-    rule = "arraycnn.backends.cuda_convolution.prefers_implicit_gemm"
+    rule = "arraycnn.backends.cuda.convolution.prefers_implicit_gemm"
     with mock.patch(rule, return_value=False):
         yield
 

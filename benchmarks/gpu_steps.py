@@ -61,7 +61,7 @@ def chosen(quick: bool) -> list[Workload]:
 def our_step(workload: Workload, graph: bool) -> Callable[[], Any]:
     import arraycnn as ac
     from arraycnn import functional as F
-    from arraycnn.graphs import CapturedStep
+    from arraycnn.training.captured import CapturedStep
 
     build = {"lenet5": ac.models.lenet5, "two_layer_cnn": ac.models.two_layer_cnn,
              "resnet": ac.models.resnet}[workload.model]  # fmt: skip

@@ -22,9 +22,9 @@ import numpy as np
 import arraycnn as ac
 from arraycnn import functional as F
 from arraycnn.data import RandomShift, resize
-from arraycnn.saving import Checkpoints, load_last
 from arraycnn.schedules import OneCycle
 from arraycnn.training import Callback, Trainer, TrainingDivergedError
+from arraycnn.training.callbacks import Checkpoints, load_last
 
 DATASETS: dict[str, Callable[..., ac.data.Dataset]] = {
     "digits": lambda data_dir: ac.datasets.digits(),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from arraycnn.backends import kernels
+from arraycnn.backends.cuda import kernels
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)  # Turing to Blackwell
 BUDGET = Path(__file__).with_name("kernel_budget.json")

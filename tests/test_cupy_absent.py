@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from arraycnn import functional as F
-from arraycnn.backends import Backend, cuda_device, get_backend
+from arraycnn.backends import Backend, get_backend
+from arraycnn.backends.cuda import device as cuda_device
 from arraycnn.errors import BackendUnavailableError, DeviceMemoryError
 
 ROOT = Path(__file__).parents[1]

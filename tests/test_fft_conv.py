@@ -9,7 +9,7 @@ from numerics import assert_close, put
 
 from arraycnn import functional as F
 from arraycnn.backends import Backend
-from arraycnn.backends.fourier import fast_length, fft_is_cheaper
+from arraycnn.backends.reference.fourier import fast_length, fft_is_cheaper
 from arraycnn.geometry import conv_window
 
 TOLERANCES = {

@@ -17,7 +17,7 @@ import test_kernels
 from emulator import launcher
 from test_backend import CALLS
 
-from arraycnn.backends import kernels
+from arraycnn.backends.cuda import kernels
 
 DEADLINE = 40  # seconds, several times what the slowest one takes
 NOTICED = 3

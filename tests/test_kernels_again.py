@@ -8,7 +8,7 @@ import emulator
 import pytest
 from emulator import launcher
 
-from arraycnn.backends import kernels
+from arraycnn.backends.cuda import kernels
 
 pytestmark = [
     pytest.mark.slow,

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 import nvrtc
 import pytest
 
-from arraycnn.backends import kernels
+from arraycnn.backends.cuda import kernels
 
 Usages = dict[int, "Future[dict[str, nvrtc.Usage]]"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from arraycnn.backends.cpu import CpuBackend
-from arraycnn.backends.memory import (
+from arraycnn.backends.cpu.memory import (
     ALIGNMENT,
     FIRST_SEGMENT,
     GRAIN,

@@ -7,7 +7,7 @@ from numerics import put
 import arraycnn as ac
 from arraycnn import models
 from arraycnn.backends import Backend
-from arraycnn.layers import ConstantPad2d, PartialConv2d, UnitBias
+from arraycnn.models import ConstantPad2d, PartialConv2d, UnitBias
 
 MODELS = {
     "lenet1": (models.lenet1, (3, 1, 16, 16)),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from arraycnn import optim
-from arraycnn.layers.base import Parameter
+from arraycnn.layers.layer import Parameter
 
 ORACLE = dict(np.load(Path(__file__).parent / "oracle" / "optim.npz"))
 CASES = [(n, *case) for n, case in enumerate(json.loads(str(ORACLE["cases"])))]

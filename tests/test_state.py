@@ -10,7 +10,7 @@ from layer_cases import CASES, build
 from numerics import put
 
 import arraycnn as ac
-from arraycnn import random
+from arraycnn import rng
 from arraycnn.backends import Backend
 from arraycnn.layers import Buffer, Layer, Parameter
 
@@ -306,9 +306,9 @@ class TestSeeds:
         """The first numbers of the published generator for the seed 1234567."""
         expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
         mask = (1 << 64) - 1
-        numbers = [random.mix((1234567 + i * random.GAMMA) & mask) for i in (1, 2, 3)]
+        numbers = [rng.mix((1234567 + i * rng.GAMMA) & mask) for i in (1, 2, 3)]
         assert numbers == expected
-        assert all(0 <= random.child_seed(2**70, i) < 2**63 for i in range(9))
+        assert all(0 <= rng.child_seed(2**70, i) < 2**63 for i in range(9))
 
     def test_float64_weights_round_to_the_float32_ones(self) -> None:
         fine = ac.Dense(4, 3, seed=1, dtype="float64").weight.data

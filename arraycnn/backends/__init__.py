@@ -4,9 +4,9 @@ import sys
 from functools import cache
 from typing import Any, TypeAlias
 
-from arraycnn.backends.base import Backend
+from arraycnn.backends.backend import Backend
+from arraycnn.backends.compiled import CompiledCpuBackend, numba_is_wanted
 from arraycnn.backends.cpu import CpuBackend
-from arraycnn.backends.cpu_numba import CompiledCpuBackend, numba_is_wanted
 from arraycnn.errors import BackendUnavailableError, DeviceMemoryError
 
 BackendLike: TypeAlias = str | Backend
@@ -36,7 +36,7 @@ def _cuda(device: int) -> Backend:
 
 def available_backends() -> list[str]:
     """Names of the backends that can run here, the preferred one first."""
-    from arraycnn.backends.cuda_device import working_cupy
+    from arraycnn.backends.cuda.device import working_cupy
 
     try:
         working_cupy()
@@ -67,7 +67,7 @@ def get_backend(name: BackendLike = "auto") -> Backend:
         return _cpu()
     if name.split(":")[0] != "cuda":
         raise ValueError(f"backend must be 'cpu', 'cuda', 'cuda:<device>' or 'auto', got {name!r}")
-    from arraycnn.backends.cuda_device import device_index, working_cupy
+    from arraycnn.backends.cuda.device import device_index, working_cupy
 
     cupy = working_cupy()
     index = device_index(name, cupy)

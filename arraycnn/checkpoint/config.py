@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from arraycnn import layers, schedules
+from arraycnn import layers, models, schedules
 from arraycnn.errors import CheckpointError
-from arraycnn.layers.base import Layer
+from arraycnn.layers.layer import Layer
 
 MAX_OBJECTS = 10_000
 PLACEMENT = ("seed", "backend", "dtype")  # arguments that a configuration does not hold
@@ -30,8 +30,9 @@ _SCHEDULES = {
 }
 _LAYERS = {
     name: value
-    for name in layers.__all__
-    if isinstance(value := getattr(layers, name), type)
+    for room in (layers, models)
+    for name in room.__all__
+    if isinstance(value := getattr(room, name), type)
     and issubclass(value, Layer)
     and not inspect.isabstract(value)
 }

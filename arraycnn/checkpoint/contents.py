@@ -3,15 +3,15 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from arraycnn.arrays import Array, Shape
 from arraycnn.backends import backend_of
 from arraycnn.checkpoint.config import describe, is_schedule
 from arraycnn.checkpoint.hdf5 import TYPES, Entry
 from arraycnn.checkpoint.metadata import plain
 from arraycnn.errors import CheckpointError
 from arraycnn.geometry import count_of
-from arraycnn.layers.base import Layer, Parameter, Tensor
+from arraycnn.layers.layer import Layer, Parameter, Tensor
 from arraycnn.optim import Optimizer
-from arraycnn.types import Array, Shape
 from arraycnn.version import __version__
 
 FORMAT = "arraycnn checkpoint"

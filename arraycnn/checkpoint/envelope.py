@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from arraycnn.arrays import Array
 from arraycnn.checkpoint.atomic import PathLike
 from arraycnn.checkpoint.stream import Source
 from arraycnn.errors import CheckpointDamagedError, CheckpointError
-from arraycnn.types import Array
 
 MAGIC = b"\x89ACNN\r\n\n"
 VERSION = 1

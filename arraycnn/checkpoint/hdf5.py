@@ -17,10 +17,10 @@ from typing import Any
 import h5py
 import numpy as np
 
+from arraycnn.arrays import Array, Shape
 from arraycnn.checkpoint.envelope import ALIGNMENT, USER_BLOCK
 from arraycnn.checkpoint.stream import Source, Stream
 from arraycnn.errors import CheckpointDamagedError, CheckpointError
-from arraycnn.types import Array, Shape
 
 TYPES = {
     "float16": h5py.h5t.IEEE_F16LE,

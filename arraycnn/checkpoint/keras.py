@@ -7,6 +7,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from arraycnn.arrays import Array, Shape
 from arraycnn.checkpoint.atomic import PathLike
 from arraycnn.checkpoint.envelope import open_regular
 from arraycnn.checkpoint.hdf5 import TYPES, open_dataset, open_object, open_root
@@ -24,7 +25,6 @@ from arraycnn.layers import (
     Flatten,
     Layer,
 )
-from arraycnn.types import Array, Shape
 
 # Our layers by the name that Keras gives to the first of the kind; the next ones are <name>_1, …
 _KERAS_NAMES: dict[type[Layer], str] = {

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from arraycnn.arrays import Array
 from arraycnn.backends import BackendLike, backend_of, get_backend
 from arraycnn.checkpoint.atomic import PathLike
 from arraycnn.checkpoint.config import build_model, build_schedule
@@ -30,10 +31,9 @@ from arraycnn.checkpoint.info import CheckpointInfo, info_of, read_meta, reading
 from arraycnn.checkpoint.metadata import MAX_BYTES, plain
 from arraycnn.checkpoint.save import Positioned
 from arraycnn.errors import CheckpointError
-from arraycnn.layers.base import Layer, RandomLayer, Tensor
+from arraycnn.layers.layer import Layer, RandomLayer, Tensor
 from arraycnn.optim import Optimizer
 from arraycnn.schedules import Schedule
-from arraycnn.types import Array
 
 _SLOTS = 8  # arrays per parameter that an optimizer may keep, to bound the size of a file
 

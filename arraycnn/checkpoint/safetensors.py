@@ -9,7 +9,7 @@ from arraycnn.checkpoint.atomic import PathLike, atomic_file
 from arraycnn.checkpoint.contents import host
 from arraycnn.checkpoint.envelope import open_regular
 from arraycnn.errors import CheckpointError
-from arraycnn.layers.base import Layer
+from arraycnn.layers.layer import Layer
 
 
 def save_safetensors(model: Layer, path: PathLike) -> None:

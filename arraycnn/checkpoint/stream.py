@@ -8,8 +8,8 @@ it afterwards.
 import os
 from typing import Any
 
+from arraycnn.arrays import Array
 from arraycnn.errors import CheckpointDamagedError
-from arraycnn.types import Array
 
 
 class Source:

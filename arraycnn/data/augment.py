@@ -10,9 +10,9 @@ from typing import TypeAlias
 
 import numpy as np
 
+from arraycnn.arrays import Array
 from arraycnn.geometry import Size, check_rank, count_of, sizes_of
 from arraycnn.scalars import real_of
-from arraycnn.types import Array
 
 Transform: TypeAlias = Callable[[Array, np.random.Generator], Array]
 

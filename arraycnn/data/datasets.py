@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from arraycnn.arrays import Array
 from arraycnn.data.idx import read_idx
 from arraycnn.data.svhn import read_svhn
-from arraycnn.types import Array
 
 
 class Dataset(NamedTuple):

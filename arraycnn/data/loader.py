@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from arraycnn.arrays import Array
 from arraycnn.data.augment import Transform
 from arraycnn.geometry import count_of
-from arraycnn.types import Array
 
 
 class DataLoader:

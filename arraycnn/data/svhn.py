@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from arraycnn.types import Array
+from arraycnn.arrays import Array
 
 
 def read_svhn(path: str | os.PathLike[str]) -> tuple[Array, Array]:

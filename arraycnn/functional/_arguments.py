@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from arraycnn.arrays import Array
 from arraycnn.backends import Backend, backend_of
-from arraycnn.types import Array
 
 REAL = ("float32", "float64", "float16")
 REAL_OR_COMPLEX = (*REAL, "complex64", "complex128")

@@ -9,11 +9,11 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from arraycnn.backends.layout import batch_view, buffer_of
+from arraycnn.arrays import Array
+from arraycnn.backends.memory_format import batch_view, buffer_of
 from arraycnn.functional._arguments import check_choice, enter
 from arraycnn.geometry import check_shape
 from arraycnn.scalars import any_real
-from arraycnn.types import Array
 
 # Klambauer et al., "Self-normalizing neural networks", 2017: a fixed point at mean 0, variance 1.
 SELU_ALPHA = 1.6732632423543772

@@ -1,6 +1,7 @@
 """Convolution (cross-correlation) of 1-, 2- and 3-dimensional arrays, its adjoints and im2col."""
 
-from arraycnn.backends.fourier import fft_is_cheaper
+from arraycnn.arrays import Array, Shape
+from arraycnn.backends.reference.fourier import fft_is_cheaper
 from arraycnn.functional._arguments import (
     REAL_OR_COMPLEX,
     channel_vector,
@@ -21,7 +22,6 @@ from arraycnn.geometry import (
     sizes_of,
     transposed_window,
 )
-from arraycnn.types import Array, Shape
 
 METHODS = ("auto", "im2col", "fft")
 

@@ -1,7 +1,7 @@
 """The dense (fully connected) layer: h = K v + b without a window."""
 
+from arraycnn.arrays import Array
 from arraycnn.functional._arguments import channel_vector, enter
-from arraycnn.types import Array
 
 
 def dense(x: Array, weight: Array, bias: Array | None = None) -> Array:

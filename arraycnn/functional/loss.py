@@ -1,12 +1,12 @@
 """Losses: each returns the loss and its gradient with respect to the prediction."""
 
+from arraycnn.arrays import Array, Shape
 from arraycnn.backends import Backend
-from arraycnn.backends.losses import reduced
+from arraycnn.backends.reference.loss import reduced
 from arraycnn.functional._arguments import channel_vector, check_choice, enter, moved_in
 from arraycnn.functional.activation import sigmoid, softplus
 from arraycnn.geometry import check_shape, count_of
 from arraycnn.scalars import probability
-from arraycnn.types import Array, Shape
 
 REDUCTIONS = ("mean", "sum", "none")
 

@@ -1,10 +1,10 @@
 """Batch normalisation (Ioffe & Szegedy, "Batch normalization", ICML 2015) and dropout."""
 
+from arraycnn.arrays import Array
 from arraycnn.backends import Backend
 from arraycnn.functional._arguments import channel_vector, enter
 from arraycnn.geometry import check_shape, count_of
 from arraycnn.scalars import probability, real_of
-from arraycnn.types import Array
 
 
 def batch_norm(

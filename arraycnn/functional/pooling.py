@@ -6,6 +6,7 @@ import operator
 from collections.abc import Iterator
 from typing import Any
 
+from arraycnn.arrays import Array, Shape
 from arraycnn.backends import Backend
 from arraycnn.functional._arguments import enter
 from arraycnn.functional._dimensions import per_dimension
@@ -21,7 +22,6 @@ from arraycnn.geometry import (
     shape_of,
     sizes_of,
 )
-from arraycnn.types import Array, Shape
 
 
 def max_pool_nd(

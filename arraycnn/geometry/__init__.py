@@ -12,7 +12,7 @@ from arraycnn.geometry.arguments import (
     shape_of,
     sizes_of,
 )
-from arraycnn.geometry.windows import (
+from arraycnn.geometry.window import (
     PADDING_NAMES,
     Padding,
     Window,

@@ -4,7 +4,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from arraycnn.types import Shape
+from arraycnn.arrays import Shape
 
 Size: TypeAlias = int | Sequence[int]
 

@@ -11,8 +11,6 @@ from arraycnn.layers.activation import (
     Softplus,
     Tanh,
 )
-from arraycnn.layers.base import Backward, Buffer, Layer, Parameter
-from arraycnn.layers.container import Residual, Sequential
 from arraycnn.layers.conv import (
     Conv1d,
     Conv2d,
@@ -22,7 +20,7 @@ from arraycnn.layers.conv import (
     ConvTranspose3d,
 )
 from arraycnn.layers.dense import Dense, Flatten
-from arraycnn.layers.lenet import ConstantPad2d, PartialConv2d, ScaledTanh, UnitBias
+from arraycnn.layers.layer import Backward, Buffer, Layer, Parameter
 from arraycnn.layers.normalization import BatchNorm, Dropout
 from arraycnn.layers.pooling import (
     AdaptiveAvgPool2d,
@@ -34,6 +32,7 @@ from arraycnn.layers.pooling import (
     MaxPool2d,
     MaxPool3d,
 )
+from arraycnn.layers.sequential import Residual, Sequential
 
 __all__ = [
     "ELU",
@@ -46,7 +45,6 @@ __all__ = [
     "Backward",
     "BatchNorm",
     "Buffer",
-    "ConstantPad2d",
     "Conv1d",
     "Conv2d",
     "Conv3d",
@@ -63,14 +61,11 @@ __all__ = [
     "MaxPool2d",
     "MaxPool3d",
     "Parameter",
-    "PartialConv2d",
     "ReLU",
     "Residual",
-    "ScaledTanh",
     "Sequential",
     "Sigmoid",
     "Softmax",
     "Softplus",
     "Tanh",
-    "UnitBias",
 ]

@@ -1,11 +1,11 @@
 """Activation layers. Where the derivative is simple in y, y is what backward keeps."""
 
 from arraycnn import functional as F
+from arraycnn.arrays import Array, Shape
 from arraycnn.functional._arguments import check_choice
 from arraycnn.functional.activation import GELU_APPROXIMATIONS, keeps_memory_order
-from arraycnn.layers.base import Backward, Layer, receive_grad
+from arraycnn.layers.layer import Backward, Layer, receive_grad
 from arraycnn.scalars import any_real
-from arraycnn.types import Array, Shape
 
 
 class Activation(Layer):

@@ -3,6 +3,7 @@
 import math
 from typing import Any, ClassVar
 
+from arraycnn.arrays import Array, Shape
 from arraycnn.backends import Backend, BackendLike, get_backend
 from arraycnn.geometry import (
     Padding,
@@ -17,8 +18,8 @@ from arraycnn.geometry import (
     sizes_of,
     transposed_window,
 )
-from arraycnn.init import check_init, initial_weight
-from arraycnn.layers.base import (
+from arraycnn.initializers import check_init, initial_weight
+from arraycnn.layers.layer import (
     Backward,
     Parameter,
     RectifiedLayer,
@@ -27,8 +28,7 @@ from arraycnn.layers.base import (
     receive_grad,
 )
 from arraycnn.layers.normalization import BatchNorm
-from arraycnn.random import seed_of
-from arraycnn.types import Array, Shape
+from arraycnn.rng import seed_of
 
 
 class ConvBase(RectifiedLayer):
@@ -93,7 +93,7 @@ class Conv(ConvBase):
         in_channels, out_channels, kernel_size: of the weight (out, in // groups, *kernel).
         stride, padding, dilation, groups: as in `functional.conv2d`.
         bias: whether to add one value per output channel.
-        init: initial weights, see `arraycnn.init`; the bias starts at 0.
+        init: initial weights, see `arraycnn.initializers`; the bias starts at 0.
         seed: of the initial weights; None draws a fresh one.
         backend, dtype: where the parameters live, and their float type.
     """

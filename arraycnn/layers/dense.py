@@ -3,11 +3,12 @@
 import math
 from typing import Any
 
+from arraycnn.arrays import Array, Shape
 from arraycnn.backends import Backend, BackendLike, get_backend
 from arraycnn.functional.dense import check_dense
 from arraycnn.geometry import count_of
-from arraycnn.init import check_init, initial_weight
-from arraycnn.layers.base import (
+from arraycnn.initializers import check_init, initial_weight
+from arraycnn.layers.layer import (
     Backward,
     Layer,
     Parameter,
@@ -16,8 +17,7 @@ from arraycnn.layers.base import (
     kept,
     receive_grad,
 )
-from arraycnn.random import seed_of
-from arraycnn.types import Array, Shape
+from arraycnn.rng import seed_of
 
 
 class Dense(RectifiedLayer):
@@ -26,7 +26,7 @@ class Dense(RectifiedLayer):
     Args:
         in_features, out_features: of the weight (out_features, in_features).
         bias: whether to add one value per output feature.
-        init: initial weights, see `arraycnn.init`; the bias starts at 0.
+        init: initial weights, see `arraycnn.initializers`; the bias starts at 0.
         seed: of the initial weights; None draws a fresh one.
         backend, dtype: where the parameters live, and their float type.
     """

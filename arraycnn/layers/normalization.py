@@ -4,10 +4,11 @@ from typing import Any
 
 import numpy as np
 
+from arraycnn.arrays import Array, Shape
 from arraycnn.backends import Backend, BackendLike, get_backend
 from arraycnn.functional.normalization import check_batch, update_running
 from arraycnn.geometry import count_of
-from arraycnn.layers.base import (
+from arraycnn.layers.layer import (
     Backward,
     Buffer,
     Parameter,
@@ -17,9 +18,8 @@ from arraycnn.layers.base import (
     kept,
     receive_grad,
 )
-from arraycnn.random import seed_of
+from arraycnn.rng import seed_of
 from arraycnn.scalars import probability, real_of
-from arraycnn.types import Array, Shape
 
 
 class BatchNorm(RectifiedLayer):

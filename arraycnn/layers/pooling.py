@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 from arraycnn import functional as F
+from arraycnn.arrays import Array, Shape
 from arraycnn.functional.pooling import average_factors
 from arraycnn.geometry import (
     Padding,
@@ -14,8 +15,7 @@ from arraycnn.geometry import (
     resolve_padding,
     sizes_of,
 )
-from arraycnn.layers.base import Backward, Layer, RectifiedLayer, kept, receive_grad
-from arraycnn.types import Array, Shape
+from arraycnn.layers.layer import Backward, Layer, RectifiedLayer, kept, receive_grad
 
 
 class Pool(Layer):

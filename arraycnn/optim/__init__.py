@@ -1,10 +1,10 @@
 """Optimizers with PyTorch's formulas and defaults, and gradient clipping.
 
-The arithmetic is in `arraycnn.backends.updates`.
+The arithmetic is in `arraycnn.backends.reference.updates`.
 """
 
-from arraycnn.optim.base import Optimizer
 from arraycnn.optim.clipping import clip_grad_norm, clip_grad_value
+from arraycnn.optim.optimizer import Optimizer
 from arraycnn.optim.rules import SGD, Adagrad, Adam, AdamW, RMSprop
 
 __all__ = [

@@ -5,11 +5,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from arraycnn.arrays import Array
 from arraycnn.backends import backend_of
-from arraycnn.layers.base import Parameter
-from arraycnn.optim.base import parameter_list
+from arraycnn.layers.layer import Parameter
+from arraycnn.optim.optimizer import parameter_list
 from arraycnn.scalars import real_of
-from arraycnn.types import Array
 
 
 def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:

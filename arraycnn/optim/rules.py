@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from arraycnn.arrays import Array
 from arraycnn.backends import Backend
-from arraycnn.layers.base import Parameter
-from arraycnn.optim.base import Optimizer, RealAttribute
+from arraycnn.layers.layer import Parameter
+from arraycnn.optim.optimizer import Optimizer, RealAttribute
 from arraycnn.scalars import real_of
-from arraycnn.types import Array
 
 
 class SGD(Optimizer):

@@ -1,0 +1,174 @@
+"""Memory that is used again instead of being asked from the system anew.
+
+A fresh large array costs a page fault for every 4 KiB before the first number is written; on the
+activations of a small network that is most of the time of an element-wise operation. Blocks are
+lent out through a lease: NumPy keeps it alive as the base of the array and of every view of it,
+and when the last of them is gone the block returns. What anyone still refers to is never reused.
+"""
+
+import math
+import os
+import threading
+from bisect import bisect
+from collections import deque
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from arraycnn.arrays import Array, Shape
+
+SMALLEST = 256 << 10  # below this, malloc reuses memory by itself
+GRAIN = 64 << 10
+ALIGNMENT = 64
+SEGMENT = 32 << 20  # bytes that are asked from the system at a time, at least …
+FIRST_SEGMENT = 3 << 20  # … but at first: from 4 MiB on NumPy asks for huge pages
+
+
+class BlockPool:
+    """Arrays in blocks of a few segments of memory; up to ``capacity`` unused bytes are kept.
+
+    A block is cut from the first gap that is large enough, and returned ones grow together again:
+    what the deep layers of a network needed serves the wide ones.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._segments: list[_Segment] = []
+        self._returned: deque[tuple[_Segment, int, int]] = deque()
+        self._forget()
+        os.register_at_fork(after_in_child=self._forget)
+
+    def empty(self, shape: Shape, dtype: Any) -> Array:
+        """An uninitialised C-contiguous array."""
+        dtype = np.dtype(dtype)
+        nbytes = math.prod(shape) * dtype.itemsize
+        if nbytes < SMALLEST:
+            return np.empty(shape, dtype)
+        block = np.asarray(self._take(-(-nbytes // GRAIN) * GRAIN))
+        return block[:nbytes].view(dtype).reshape(shape)
+
+    def _take(self, size: int) -> "_Lease":
+        with self._lock:
+            self._put_back()
+            for segment in self._segments:
+                start = segment.cut(size)
+                if start is not None:
+                    return _Lease(self, segment, start, size)
+            least = SEGMENT if self._segments else FIRST_SEGMENT
+            segment = _Segment(max(size, least))
+            self._segments.append(segment)
+            segment.cut(size)
+            return _Lease(self, segment, 0, size)
+
+    def give_back(self, segment: "_Segment", start: int, stop: int) -> None:
+        """Take a block that nobody refers to any more.
+
+        The garbage collector may call this at any moment, also while this very thread holds the
+        lock: then the block waits until the lock is free.
+        """
+        self._returned.append((segment, start, stop))
+        if self._lock.acquire(blocking=False):
+            try:
+                self._put_back()
+            finally:
+                self._lock.release()
+
+    def _put_back(self) -> None:
+        """Join the returned blocks to the gaps, and drop unused segments above the capacity."""
+        while self._returned:
+            segment, start, stop = self._returned.popleft()
+            segment.join(start, stop)
+            unused = sum(stop - start for one in self._segments for start, stop in one.gaps)
+            if unused > self.capacity and segment.is_unused:
+                self._segments.remove(segment)
+
+    def _forget(self) -> None:
+        """Make the lock anew: in a forked child another thread's hold on it would never end."""
+        self._lock = threading.Lock()
+
+
+class _Segment:
+    """Memory and the gaps in it: (start, stop) in order, no two of them touching."""
+
+    def __init__(self, size: int) -> None:
+        raw = np.empty(size + ALIGNMENT, np.uint8)
+        start = -raw.ctypes.data % ALIGNMENT
+        self.memory = raw[start : start + size]
+        self.gaps = [(0, size)]
+
+    @property
+    def is_unused(self) -> bool:
+        return self.gaps == [(0, self.memory.size)]
+
+    def cut(self, size: int) -> int | None:
+        """Where ``size`` bytes have been taken from the first gap that has them."""
+        for index, (start, stop) in enumerate(self.gaps):
+            if stop - start >= size:
+                self.gaps[index : index + 1] = [(start + size, stop)] * (stop - start > size)
+                return start
+        return None
+
+    def join(self, start: int, stop: int) -> None:
+        """Make a gap, one with its neighbours."""
+        index = bisect(self.gaps, (start, stop))
+        if index < len(self.gaps) and self.gaps[index][0] == stop:
+            stop = self.gaps.pop(index)[1]
+        if index and self.gaps[index - 1][1] == start:
+            index -= 1
+            start = self.gaps.pop(index)[0]
+        self.gaps.insert(index, (start, stop))
+
+
+class _Lease:
+    """Holds a block while an array or a view of it lives.
+
+    No subclass of ndarray: NumPy would look through it to the block when it makes a view, and the
+    lease would end while the view lives on.
+    """
+
+    __slots__ = ("__array_interface__", "_block", "_pool")
+
+    def __init__(self, pool: BlockPool, segment: _Segment, start: int, size: int) -> None:
+        self._pool, self._block = pool, (segment, start, start + size)
+        self.__array_interface__ = segment.memory[start : start + size].__array_interface__
+
+    def __del__(self) -> None:
+        self._pool.give_back(*self._block)
+
+
+class Scratch(threading.local):
+    """Working memory of each thread, by name; valid until the same name is asked for again.
+
+    Between operations the large arrays are lent back to the pool, where activations use them.
+    """
+
+    def __init__(self, blocks: BlockPool) -> None:
+        self._blocks = blocks
+        self._arrays: dict[str, Array] = {}
+
+    def __call__(self, name: str, shape: Shape, dtype: Any) -> Array:
+        dtype = np.dtype(dtype)
+        nbytes = math.prod(shape) * dtype.itemsize
+        array = self._arrays.get(name)
+        if array is None or array.size < nbytes:
+            array = self._arrays[name] = self._blocks.empty((nbytes,), np.uint8)
+        return array[:nbytes].view(dtype).reshape(shape)
+
+    def give_back(self) -> None:
+        """Return the thread's large arrays."""
+        for name, array in list(self._arrays.items()):
+            if array.size >= SMALLEST:
+                del self._arrays[name]
+
+
+def zeros(length: int, dtype: Any) -> Array:
+    """Zeros to compare with: comparing with one number takes several times as long in NumPy."""
+    return _zeros(1 << (length - 1).bit_length(), dtype)[:length]
+
+
+@lru_cache(maxsize=64)
+def _zeros(length: int, dtype: Any) -> Array:
+    found = np.zeros(length, dtype)
+    found.flags.writeable = False
+    return found

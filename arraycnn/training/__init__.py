@@ -1,0 +1,14 @@
+"""Training: the loop, its step, what is called on the way, and stopping in good order."""
+
+from arraycnn.training.callbacks import Checkpoints, load_last
+from arraycnn.training.captured import CapturedStep
+from arraycnn.training.trainer import Callback, Trainer, TrainingDivergedError
+
+__all__ = [
+    "Callback",
+    "CapturedStep",
+    "Checkpoints",
+    "Trainer",
+    "TrainingDivergedError",
+    "load_last",
+]

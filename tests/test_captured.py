@@ -1,0 +1,138 @@
+"""Training steps as CUDA graphs: what is replayed is what an eager step computes, to the bit."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import arraycnn as ac
+from arraycnn import functional as F
+from arraycnn.backends import Backend, available_backends
+from arraycnn.errors import GraphCaptureError
+from arraycnn.training import Trainer
+from arraycnn.training.captured import CapturedStep
+
+pytestmark = pytest.mark.skipif(
+    "cuda" not in available_backends(), reason="needs a CUDA device, or the emulator"
+)
+
+
+@pytest.fixture
+def cuda() -> Backend:
+    return ac.get_backend("cuda")
+
+
+def network(seed: int = 0, dropout: float = 0.25) -> ac.Sequential:
+    return ac.Sequential(
+        ac.Conv2d(1, 4, 3, padding=1), ac.BatchNorm(4), ac.ReLU(), ac.MaxPool2d(2),
+        ac.Conv2d(4, 6, 3, stride=2), ac.ReLU(), ac.Flatten(), ac.Dropout(dropout),
+        ac.Dense(54, 10), seed=seed, backend="cuda",
+    )  # fmt: skip
+
+
+def data(count: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(3)
+    images = rng.standard_normal((count, 1, 14, 14)).astype(np.float32)
+    return images, rng.integers(0, 10, count)
+
+
+def state(model: ac.Sequential) -> dict[str, np.ndarray]:
+    return {name: ac.backend_of(a).to_numpy(a) for name, a in model.state_dict().items()}
+
+
+def trained(graph: bool, epochs: int = 2, **options: Any) -> tuple[dict[str, Any], list[Any]]:
+    model = network()
+    optimizer = ac.Adam(model.parameters(), lr=0.01)
+    schedule = ac.schedules.Cosine(0.01, 20)
+    trainer = Trainer(model, optimizer, schedule=schedule, graph=graph, **options)
+    loader = ac.DataLoader(*data(20), 8, shuffle=True, seed=1)  # the last batch is smaller
+    history = trainer.fit(loader, epochs)
+    assert not graph or trainer._captured.captured
+    return state(model), [record["train_loss"] for record in history]
+
+
+def test_a_replayed_training_is_the_eager_one_to_the_bit(cuda: Backend) -> None:
+    with cuda.own_products():
+        expected, losses = trained(graph=False)
+    found, replayed_losses = trained(graph=True)
+    assert replayed_losses == losses
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def test_the_graph_is_close_to_the_default_step(cuda: Backend) -> None:
+    losses, replayed = trained(graph=False)[1], trained(graph=True, check_every=4)[1]
+    np.testing.assert_allclose(replayed, losses, rtol=1e-4)
+
+
+def test_gradient_clipping_sees_replayed_gradients(cuda: Backend) -> None:
+    with cuda.own_products():
+        expected, _ = trained(graph=False, clip_norm=0.1)
+    found, _ = trained(graph=True, clip_norm=0.1)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def test_every_replay_draws_the_next_mask(cuda: Backend) -> None:
+    model = network(dropout=0.5)
+    step = CapturedStep(model, F.softmax_cross_entropy)
+    images, labels = data(4)
+    losses = {float(step(images, labels)[0]) for _ in range(6)}
+    assert step.captured
+    assert len(losses) == 6
+    (dropout,) = model.random_state().values()
+    assert dropout["counter"] == 6
+
+
+def test_other_batches_run_eagerly_and_leave_the_graph(cuda: Backend) -> None:
+    model = network()
+    step = CapturedStep(model, F.softmax_cross_entropy)
+    images, labels = data(8)
+    for count in (8, 8, 3, 8, 3, 8):
+        loss, logits = step(images[:count], labels[:count])
+        assert np.isfinite(float(loss))
+        assert logits.shape == (count, 10)
+    assert step.captured
+
+
+def test_labels_that_are_no_class_are_refused_during_replay(cuda: Backend) -> None:
+    step = CapturedStep(network(), F.softmax_cross_entropy)
+    images, labels = data(4)
+    for _ in range(3):
+        step(images, labels)
+    with pytest.raises(ValueError, match="labels must be in"):
+        step(images, labels + 10)
+
+
+def test_moved_parameters_are_captured_anew(cuda: Backend) -> None:
+    model = network(dropout=0.0)
+    step = CapturedStep(model, F.softmax_cross_entropy)
+    images, labels = data(4)
+    for _ in range(3):
+        before = float(step(images, labels)[0])
+    for parameter in model.parameters():
+        parameter.data = parameter.data * 0
+    after = [float(step(images, labels)[0]) for _ in range(3)]
+    np.testing.assert_allclose(after, np.log(10), rtol=1e-6)
+    assert before != after[0]
+
+
+def test_a_loss_that_waits_for_the_device_is_explained(cuda: Backend) -> None:
+    def waiting(logits: Any, labels: Any) -> tuple[Any, Any]:
+        loss, grad = F.softmax_cross_entropy(logits, labels)
+        return loss * (1 + 0 * float(loss)), grad
+
+    model = network()
+    step = CapturedStep(model, waiting)
+    images, labels = data(4)
+    step(images, labels)
+    with pytest.raises(GraphCaptureError, match="graph=False"):
+        step(images, labels)
+    counters = [s["counter"] for s in model.random_state().values()]
+    assert counters == [1]
+
+
+def test_a_graph_needs_a_cuda_backend() -> None:
+    model = ac.Sequential(ac.Dense(3, 2), backend="cpu")
+    with pytest.raises(ValueError, match=r"model is on cpu; use model\.to\('cuda'\)"):
+        Trainer(model, ac.SGD(model.parameters(), lr=0.1), graph=True)
