@@ -7,6 +7,7 @@ from arraycnn.backends import (
     available_backends,
     backend_of,
     get_backend,
+    register,
 )
 from arraycnn.checkpoint import (
     CheckpointInfo,
@@ -95,6 +96,7 @@ __all__ = [
     "load_model",
     "models",
     "read_checkpoint_info",
+    "register",
     "save_checkpoint",
     "schedules",
     "summary",

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from arraycnn import functional as F
+from arraycnn.arguments import check_shape, to_backend
 from arraycnn.arrays import Array
-from arraycnn.functional._arguments import moved_in
-from arraycnn.geometry import check_shape
 from arraycnn.layers.conv import Conv
 
 MOST_ELEMENTS = 4096  # of the columns; more cannot be read
@@ -152,7 +151,7 @@ def explain(conv: Conv, x: Array, grad_output: Array | None = None) -> Explanati
         )
     delta = backend.xp.ones(shape, x.dtype)
     if grad_output is not None:
-        delta = moved_in(backend, "grad_output", grad_output).astype(x.dtype, copy=False)
+        delta = to_backend(backend, "grad_output", grad_output).astype(x.dtype, copy=False)
         check_shape("grad_output", delta.shape, shape, "like the convolution's output")
     settings: dict[str, Any] = {
         "stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation,

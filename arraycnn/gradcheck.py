@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from arraycnn.arguments import as_real
 from arraycnn.arrays import Array
 from arraycnn.backends import backend_of
 from arraycnn.layers.layer import Layer
-from arraycnn.scalars import real_of
 
 
 class GradientError(AssertionError):
@@ -40,8 +40,8 @@ def gradcheck(
         GradientError: a gradient is wrong, missing or misshapen. TypeError: no inputs, or an array
             that is not float64. ValueError: a step or tolerance that is not positive.
     """
-    step = real_of("step", step, positive=True)
-    tolerance = real_of("tolerance", tolerance, positive=True)
+    step = as_real("step", step, positive=True)
+    tolerance = as_real("tolerance", tolerance, positive=True)
     if not inputs:
         raise TypeError("gradcheck needs at least one input, as gradcheck(function, x)")
     layer = function if isinstance(function, Layer) else None

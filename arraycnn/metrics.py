@@ -4,9 +4,9 @@ Scores have shape (N, classes, *S) and labels (N, *S), on the same backend. The 
 the first of the highest scores. A position with a NaN among its scores counts as wrong.
 """
 
+from arraycnn.arguments import as_count
 from arraycnn.arrays import Array
 from arraycnn.backends import Backend, backend_of
-from arraycnn.geometry import count_of
 
 
 def accuracy(scores: Array, labels: Array) -> float:
@@ -28,7 +28,7 @@ def top_k_accuracy(scores: Array, labels: Array, k: int = 5) -> float:
         ValueError: as `accuracy`, or ``k`` outside of 1..classes. TypeError: as `accuracy`.
     """
     backend = _check(scores, labels)
-    if count_of("k", k) > scores.shape[1]:
+    if as_count("k", k) > scores.shape[1]:
         raise ValueError(f"k must be at most the number of classes, {scores.shape[1]}, got {k}")
     if labels.size == 0:
         raise ValueError("accuracy of no positions is undefined: scores and labels are empty")
@@ -76,7 +76,7 @@ def confusion_matrix(scores: Array, labels: Array) -> Array:
 
 
 def _check(scores: Array, labels: Array) -> Backend:
-    backend = backend_of(scores, labels)
+    backend: Backend = backend_of(scores, labels)
     if scores.ndim < 2 or scores.shape[1] == 0:
         raise ValueError(
             f"scores must have shape (N, classes, *S) with at least one class, got {scores.shape}"

@@ -9,7 +9,7 @@ applied to key + i·γ.
 import secrets
 from typing import Any
 
-from arraycnn.geometry import count_of
+from arraycnn.arguments import as_count
 
 GAMMA = 0x9E3779B97F4A7C15
 MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -29,9 +29,9 @@ def mix(z: int) -> int:
     return z ^ (z >> SHIFTS[2])
 
 
-def seed_of(seed: Any) -> int:
+def as_seed(seed: Any) -> int:
     """``seed`` as a non-negative int; fresh entropy for ``None``."""
-    return secrets.randbits(63) if seed is None else count_of("seed", seed, minimum=0)
+    return secrets.randbits(63) if seed is None else as_count("seed", seed, minimum=0)
 
 
 def child_seed(seed: int, index: int) -> int:

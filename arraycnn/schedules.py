@@ -13,8 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from arraycnn.geometry import count_of
-from arraycnn.scalars import real_of
+from arraycnn.arguments import as_count, as_real
 
 Schedule: TypeAlias = Callable[[int], float]
 
@@ -26,7 +25,7 @@ class Constant:
     lr: float
 
     def __post_init__(self) -> None:
-        real_of("lr", self.lr)
+        as_real("lr", self.lr)
 
     def __call__(self, step: int) -> float:
         _step(step)
@@ -48,16 +47,16 @@ class Step:
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        real_of("lr", self.lr)
-        if real_of("gamma", self.gamma, positive=True) > 1:
+        as_real("lr", self.lr)
+        if as_real("gamma", self.gamma, positive=True) > 1:
             raise ValueError(f"gamma must be at most 1, got {self.gamma!r}")
         if isinstance(self.milestones, list | tuple):
-            steps = tuple(count_of("each of milestones", m) for m in self.milestones)
+            steps = tuple(as_count("each of milestones", m) for m in self.milestones)
             if not steps or list(steps) != sorted(set(steps)):
                 raise ValueError(f"milestones must be increasing steps, got {self.milestones!r}")
             object.__setattr__(self, "milestones", steps)
         else:
-            object.__setattr__(self, "milestones", count_of("milestones", self.milestones))
+            object.__setattr__(self, "milestones", as_count("milestones", self.milestones))
 
     def __call__(self, step: int) -> float:
         step = _step(step)
@@ -80,9 +79,9 @@ class Cosine:
     final_lr: float = 0.0
 
     def __post_init__(self) -> None:
-        real_of("lr", self.lr)
-        real_of("final_lr", self.final_lr)
-        count_of("steps", self.steps)
+        as_real("lr", self.lr)
+        as_real("final_lr", self.final_lr)
+        as_count("steps", self.steps)
 
     def __call__(self, step: int) -> float:
         return _half_cosine(self.lr, self.final_lr, min(_step(step) / self.steps, 1.0))
@@ -109,8 +108,8 @@ class LinearWarmup:
             raise TypeError(
                 f"after must be a schedule, got {self.after!r}; pass Constant({self.after!r})"
             )
-        count_of("steps", self.steps)
-        if real_of("start_factor", self.start_factor, positive=True) > 1:
+        as_count("steps", self.steps)
+        if as_real("start_factor", self.start_factor, positive=True) > 1:
             raise ValueError(f"start_factor must be at most 1, got {self.start_factor!r}")
 
     def __call__(self, step: int) -> float:
@@ -141,11 +140,11 @@ class OneCycle:
     final_div_factor: float = 1e4
 
     def __post_init__(self) -> None:
-        real_of("lr", self.lr)
-        count_of("steps", self.steps)
-        real_of("warmup", self.warmup, below=1.0)
-        real_of("div_factor", self.div_factor, minimum=1.0)
-        real_of("final_div_factor", self.final_div_factor, minimum=1.0)
+        as_real("lr", self.lr)
+        as_count("steps", self.steps)
+        as_real("warmup", self.warmup, below=1.0)
+        as_real("div_factor", self.div_factor, minimum=1.0)
+        as_real("final_div_factor", self.final_div_factor, minimum=1.0)
 
     def __call__(self, step: int) -> float:
         step = _step(step)
@@ -163,4 +162,4 @@ def _half_cosine(start: float, end: float, part: float) -> float:
 
 
 def _step(step: int) -> int:
-    return count_of("step", step, minimum=0)
+    return as_count("step", step, minimum=0)

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from arraycnn.arguments import as_shape
 from arraycnn.arrays import Shape
-from arraycnn.geometry import shape_of
 from arraycnn.layers.layer import Layer
 
 
@@ -91,7 +91,7 @@ def summary(model: Layer, input_shape: Shape) -> Summary:
             f"input_shape must be (N, C, *S), batch included, e.g. (1, 3, 32, 32), got "
             f"{input_shape!r}"
         )
-    input_shape = shape_of("input_shape", input_shape, len(input_shape))
+    input_shape = as_shape("input_shape", input_shape, len(input_shape))
     model.output_shape(input_shape)  # refuses what does not fit together
     itemsize = 4 if model.dtype is None else model.dtype.itemsize
     rows = []

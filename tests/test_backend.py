@@ -60,7 +60,7 @@ class TestFinding:
     @pytest.mark.parametrize("name", ["gpu", "CPU", "", "cpu:0", "cudax", "numpy"])
     def test_an_unknown_name(self, name: str) -> None:
         with pytest.raises(
-            ValueError, match=rf"backend must be 'cpu', 'cuda'.*'auto', got '{name}'"
+            ValueError, match=rf"backend must be 'cuda', 'cpu'.*'auto', got '{name}'"
         ):
             ac.get_backend(name)
 
@@ -378,7 +378,8 @@ for _name, _arguments in (*all_calls(), *large_calls()):
 
 # Every backend has its own of these; the tests above are theirs.
 OF_THE_DEVICE = {
-    "__init__", "owns", "asarray", "to_numpy", "synchronize", "describe", "check_labels",
+    "__init__", "owns", "asarray", "to_numpy", "select", "synchronize", "describe",
+    "check_labels",
 }  # fmt: skip
 
 

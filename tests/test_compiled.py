@@ -10,7 +10,7 @@ import pytest
 
 import arraycnn as ac
 from arraycnn.backends import compiled
-from arraycnn.backends.compiled import VARIABLE, CompiledCpuBackend, numba_is_wanted
+from arraycnn.backends.compiled import VARIABLE, CompiledBackend, numba_is_wanted
 from arraycnn.backends.cpu import CpuBackend
 
 needs_numba = pytest.mark.skipif(not numba_is_wanted(), reason="Numba is not in use")
@@ -75,7 +75,7 @@ def test_works_without_numba_where_that_is_broken(
         raise ImportError("Numba needs another NumPy")
 
     monkeypatch.setattr(compiled.importlib, "import_module", broken)
-    backend = CompiledCpuBackend()
+    backend = CompiledBackend()
     x = np.random.default_rng(0).standard_normal((4, 3, 6, 6), dtype=np.float32)
     found = ac.models.lenet5(in_channels=3, image_size=28, seed=0, backend=backend)
     expected = ac.models.lenet5(in_channels=3, image_size=28, seed=0, backend=CpuBackend())

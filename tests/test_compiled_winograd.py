@@ -9,7 +9,7 @@ from numerics import assert_close, put
 
 pytest.importorskip("numba")
 
-from arraycnn.backends.compiled import CompiledCpuBackend
+from arraycnn.backends.compiled import CompiledBackend
 from arraycnn.backends.compiled import winograd as cpu_filters
 from arraycnn.backends.compiled.winograd import LEAST_ROWS, TILE_BYTES, is_worth_filtering
 from arraycnn.backends.cpu import CpuBackend
@@ -28,8 +28,8 @@ WINDOWS = [
 
 
 @pytest.fixture
-def cpu() -> CompiledCpuBackend:
-    return CompiledCpuBackend()
+def cpu() -> CompiledBackend:
+    return CompiledBackend()
 
 
 def arrays(window: Window, batch: int) -> tuple[np.ndarray, ...]:
@@ -58,7 +58,7 @@ def results(
 @pytest.mark.parametrize("batch", [16, 37])
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 def test_is_the_convolution(
-    cpu: CompiledCpuBackend,
+    cpu: CompiledBackend,
     window: Window,
     batch: int,
     tile_bytes: int,
@@ -66,7 +66,7 @@ def test_is_the_convolution(
 ) -> None:
     given = arrays(window, batch)
     monkeypatch.setattr(cpu_filters, "TILE_BYTES", tile_bytes)
-    monkeypatch.setattr(CompiledCpuBackend, "_filters", lambda *_: True)
+    monkeypatch.setattr(CompiledBackend, "_filters", lambda *_: True)
     cpu_filters._tiles.cache_clear()
     expected = results(CpuBackend(), window, *(a.astype(float) for a in given))
     for found, truth in zip(results(cpu, window, *given), expected, strict=True):
@@ -74,7 +74,7 @@ def test_is_the_convolution(
     cpu_filters._tiles.cache_clear()
 
 
-def test_does_not_depend_on_the_number_of_threads(cpu: CompiledCpuBackend) -> None:
+def test_does_not_depend_on_the_number_of_threads(cpu: CompiledBackend) -> None:
     window = conv_window((28, 28), 3, padding=1)
     given = arrays(window, 64)
     found = {}
@@ -106,7 +106,7 @@ def test_is_chosen_where_it_is_made_and_pays(
     assert not is_worth_filtering(window, batch, 64, 16, LIMIT)
 
 
-def test_stays_within_the_workspace(cpu: CompiledCpuBackend) -> None:
+def test_stays_within_the_workspace(cpu: CompiledBackend) -> None:
     wide = conv_window((64, 1000), 3, padding=1)
     assert not is_worth_filtering(wide, 32, 256, 256, LIMIT)
     least = cpu_filters._tile_bytes(SAME, LEAST_ROWS, 64, 64)
@@ -120,11 +120,11 @@ def test_stays_within_the_workspace(cpu: CompiledCpuBackend) -> None:
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 3e38])
 @pytest.mark.parametrize("place", [0, 1, 2], ids=["x", "delta", "weight"])
 def test_infinities_and_nans_reach_what_sees_them(
-    cpu: CompiledCpuBackend, value: float, place: int, monkeypatch: pytest.MonkeyPatch
+    cpu: CompiledBackend, value: float, place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = arrays(SAME, 16)
     given[place][1, 2, 1, 2] = value
     found = list(results(cpu, SAME, *given))
-    monkeypatch.setattr(CompiledCpuBackend, "_filters", lambda *_: False)
+    monkeypatch.setattr(CompiledBackend, "_filters", lambda *_: False)
     for one, two in zip(found, results(cpu, SAME, *given), strict=True):
         assert_close(one, two, 1e-5)

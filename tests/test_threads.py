@@ -15,12 +15,12 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 
 import arraycnn as ac
 from arraycnn import functional as F
-from arraycnn.backends.compiled import CompiledCpuBackend, numba_is_wanted
+from arraycnn.backends.compiled import CompiledBackend, numba_is_wanted
 from arraycnn.backends.cpu import CpuBackend
 from arraycnn.backends.cpu.threads import VARIABLE, WORTHWHILE, Workers, _description
 
 BUSY = 10 * WORTHWHILE  # a guess at the work that makes threads worth it
-KINDS = [CpuBackend, CompiledCpuBackend] if numba_is_wanted() else [CpuBackend]
+KINDS = [CpuBackend, CompiledBackend] if numba_is_wanted() else [CpuBackend]
 
 
 class TestWorkers:

@@ -9,8 +9,9 @@ next layer's input, and flattening is a reshape.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Self
 
+from arraycnn.arguments import as_count
 from arraycnn.arrays import Array
 from arraycnn.backends.reference.convolution import ConvolutionPrimitives
 from arraycnn.backends.reference.elementwise import PointwisePrimitives
@@ -19,7 +20,7 @@ from arraycnn.backends.reference.loss import LossPrimitives
 from arraycnn.backends.reference.normalization import NormalizationPrimitives
 from arraycnn.backends.reference.pooling import PoolingPrimitives
 from arraycnn.backends.reference.updates import UpdatePrimitives
-from arraycnn.geometry import count_of
+from arraycnn.registry import get_backend
 
 
 class Backend(
@@ -51,7 +52,7 @@ class Backend(
 
     @workspace_limit.setter
     def workspace_limit(self, limit: int) -> None:
-        self._workspace_limit = count_of("workspace_limit", limit)
+        self._workspace_limit = as_count("workspace_limit", limit)
 
     @abstractmethod
     def owns(self, x: Any) -> bool:
@@ -73,10 +74,18 @@ class Backend(
     def describe(self) -> str:
         """One line on device and libraries, for people."""
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles of a network refer to the backend by name."""
-        from arraycnn.backends import get_backend  # which imports this module
+    def select(self) -> None:
+        """Make the device of this backend the current one, where there is such a thing."""
 
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copies of a network share the backend."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles of a network refer to the backend by name."""
         return get_backend, (self.name,)
 
     def __repr__(self) -> str:

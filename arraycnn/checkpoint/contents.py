@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from arraycnn.arguments import as_count
 from arraycnn.arrays import Array, Shape
 from arraycnn.backends import backend_of
 from arraycnn.checkpoint.config import describe, is_schedule
 from arraycnn.checkpoint.hdf5 import TYPES, Entry
 from arraycnn.checkpoint.metadata import plain
 from arraycnn.errors import CheckpointError
-from arraycnn.geometry import count_of
 from arraycnn.layers.layer import Layer, Parameter, Tensor
 from arraycnn.optim import Optimizer
 from arraycnn.version import __version__
@@ -121,8 +121,8 @@ def metadata_of(
         **index,
         "optimizer": optimizer_data,
         "schedule": schedule_data(schedule),
-        "epoch": count_of("epoch", epoch, minimum=0),
-        "step": count_of("step", step, minimum=0),
+        "epoch": as_count("epoch", epoch, minimum=0),
+        "step": as_count("step", step, minimum=0),
         "loader": None if loader is None else plain(loader.state_dict(), "loader.state_dict()"),
         "random": model.random_state(),
         "extra": {} if extra is None else plain(extra, "extra"),

@@ -10,9 +10,9 @@ from typing import TypeAlias
 
 import numpy as np
 
+from arraycnn.arguments import Size, as_count, as_real, as_sizes
 from arraycnn.arrays import Array
-from arraycnn.geometry import Size, check_rank, count_of, sizes_of
-from arraycnn.scalars import real_of
+from arraycnn.geometry import check_rank
 
 Transform: TypeAlias = Callable[[Array, np.random.Generator], Array]
 
@@ -28,8 +28,8 @@ class RandomShift:
     fill: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "pixels", count_of("pixels", self.pixels, minimum=0))
-        real_of("fill", self.fill, minimum=-np.inf)
+        object.__setattr__(self, "pixels", as_count("pixels", self.pixels, minimum=0))
+        as_real("fill", self.fill, minimum=-np.inf)
 
     def __call__(self, images: Array, rng: np.random.Generator) -> Array:
         """(N, C, H, W) -> the same shape. Raises ValueError for any other rank."""
@@ -48,13 +48,13 @@ class RandomCrop:
     padding: int = 0
 
     def __post_init__(self) -> None:
-        sizes_of("size", self.size, 2)
-        object.__setattr__(self, "padding", count_of("padding", self.padding, minimum=0))
+        as_sizes("size", self.size, 2)
+        object.__setattr__(self, "padding", as_count("padding", self.padding, minimum=0))
 
     def __call__(self, images: Array, rng: np.random.Generator) -> Array:
         """(N, C, H, W) -> (N, C, *size). Raises ValueError if a window does not fit."""
         check_rank("images", images.shape, 2)
-        size = sizes_of("size", self.size, 2)
+        size = as_sizes("size", self.size, 2)
         padded = tuple(length + 2 * self.padding for length in images.shape[2:])
         if size[0] > padded[0] or size[1] > padded[1]:
             raise ValueError(
@@ -71,7 +71,7 @@ class RandomFlip:
     p: float = 0.5
 
     def __post_init__(self) -> None:
-        if real_of("p", self.p) > 1:
+        if as_real("p", self.p) > 1:
             raise ValueError(f"p is a probability and must be at most 1, got {self.p!r}")
 
     def __call__(self, images: Array, rng: np.random.Generator) -> Array:
@@ -109,7 +109,7 @@ def resize(images: Array, size: Size) -> Array:
     ``interpolate(mode="bilinear", align_corners=False)``: meant for enlarging, since shrinking by
     more than 2 skips pixels. Raises TypeError for integer images, ValueError for another rank.
     """
-    height, width = sizes_of("size", size, 2)
+    height, width = as_sizes("size", size, 2)
     check_rank("images", images.shape, 2)
     if not np.issubdtype(images.dtype, np.floating):
         raise TypeError(

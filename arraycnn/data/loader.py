@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from arraycnn.arguments import as_count
 from arraycnn.arrays import Array
 from arraycnn.data.augment import Transform
-from arraycnn.geometry import count_of
 
 
 class DataLoader:
@@ -56,9 +56,9 @@ class DataLoader:
             )
         self.images = images
         self.labels = labels
-        self.batch_size = count_of("batch_size", batch_size)
+        self.batch_size = as_count("batch_size", batch_size)
         self.shuffle = bool(shuffle)
-        self.seed = count_of("seed", seed, minimum=0)
+        self.seed = as_count("seed", seed, minimum=0)
         self.drop_last = bool(drop_last)
         self.transform = transform
         self.prefetch = bool(prefetch)
@@ -124,8 +124,8 @@ class DataLoader:
                 f"state belongs to another DataLoader: {'; '.join(differences)}. Make the loader "
                 "with the arguments it was saved with"
             )
-        epoch = count_of("state['epoch']", state["epoch"], minimum=0)
-        delivered = count_of("state['batch']", state["batch"], minimum=0)
+        epoch = as_count("state['epoch']", state["epoch"], minimum=0)
+        delivered = as_count("state['batch']", state["batch"], minimum=0)
         if delivered > len(self):
             raise ValueError(
                 f"state['batch'] must be at most {len(self)}, the batches of an epoch, "

@@ -9,11 +9,9 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from arraycnn.arguments import as_any_real, check_arrays, check_choice, check_shape
 from arraycnn.arrays import Array
 from arraycnn.backends.memory_format import batch_view, buffer_of
-from arraycnn.functional._arguments import check_choice, enter
-from arraycnn.geometry import check_shape
-from arraycnn.scalars import any_real
 
 # Klambauer et al., "Self-normalizing neural networks", 2017: a fixed point at mean 0, variance 1.
 SELU_ALPHA = 1.6732632423543772
@@ -50,7 +48,7 @@ def _is_batch_last(x: Array) -> bool:
 
 def relu(x: Array) -> Array:
     """max(x, 0)."""
-    return enter(x=x).relu(x)
+    return check_arrays(x=x).relu(x)
 
 
 def relu_grad(x: Array, grad_output: Array) -> Array:
@@ -61,30 +59,30 @@ def relu_grad(x: Array, grad_output: Array) -> Array:
 @keeps_memory_order
 def leaky_relu(x: Array, negative_slope: float = 0.01) -> Array:
     """x where x > 0, else negative_slope·x."""
-    xp = enter(x=x).xp
-    return xp.where(x > 0, x, x * any_real("negative_slope", negative_slope))
+    xp = check_arrays(x=x).xp
+    return xp.where(x > 0, x, x * as_any_real("negative_slope", negative_slope))
 
 
 @keeps_memory_order
 def leaky_relu_grad(x: Array, grad_output: Array, negative_slope: float = 0.01) -> Array:
     """1 where x > 0, else negative_slope."""
     xp = _enter(x, grad_output).xp
-    slope = any_real("negative_slope", negative_slope)
+    slope = as_any_real("negative_slope", negative_slope)
     return xp.where(x > 0, grad_output, grad_output * slope)
 
 
 @keeps_memory_order
 def elu(x: Array, alpha: float = 1.0) -> Array:
     """x where x > 0, else α·(eˣ − 1) (Clevert et al., 2016)."""
-    xp = enter(x=x).xp
-    return xp.where(x > 0, x, any_real("alpha", alpha) * xp.expm1(xp.minimum(x, 0)))
+    xp = check_arrays(x=x).xp
+    return xp.where(x > 0, x, as_any_real("alpha", alpha) * xp.expm1(xp.minimum(x, 0)))
 
 
 @keeps_memory_order
 def elu_grad(x: Array, grad_output: Array, alpha: float = 1.0) -> Array:
     """1 where x > 0, else α·eˣ."""
     xp = _enter(x, grad_output).xp
-    alpha = any_real("alpha", alpha)
+    alpha = as_any_real("alpha", alpha)
     return xp.where(x > 0, grad_output, grad_output * alpha * xp.exp(xp.minimum(x, 0)))
 
 
@@ -106,7 +104,7 @@ def gelu(x: Array, approximate: str = "none") -> Array:
 
     ``approximate="tanh"`` replaces Φ by ½(1 + tanh(√(2/π)(x + 0.044715 x³))).
     """
-    backend = enter(x=x)
+    backend = check_arrays(x=x)
     check_choice("approximate", approximate, GELU_APPROXIMATIONS)
     if approximate == "tanh":
         xp = backend.xp
@@ -136,7 +134,7 @@ def _gelu_argument(x: Array) -> Array:
 @keeps_memory_order
 def sigmoid(x: Array) -> Array:
     """1 / (1 + e⁻ˣ), as eˣ / (1 + eˣ) where x < 0 so that nothing overflows or cancels."""
-    xp = enter(x=x).xp
+    xp = check_arrays(x=x).xp
     e = xp.exp(-xp.abs(x))
     return xp.where(x < 0, e, x.dtype.type(1)) / (1 + e)
 
@@ -151,7 +149,7 @@ def sigmoid_grad(x: Array, grad_output: Array) -> Array:
 @keeps_memory_order
 def tanh(x: Array) -> Array:
     """The hyperbolic tangent."""
-    return enter(x=x).xp.tanh(x)
+    return check_arrays(x=x).xp.tanh(x)
 
 
 @keeps_memory_order
@@ -164,7 +162,7 @@ def tanh_grad(x: Array, grad_output: Array) -> Array:
 @keeps_memory_order
 def softplus(x: Array) -> Array:
     """log(1 + eˣ) = max(x, 0) + log(1 + e⁻ˡˣˡ), which does not overflow."""
-    xp = enter(x=x).xp
+    xp = check_arrays(x=x).xp
     return xp.maximum(x, 0) + xp.log1p(xp.exp(-xp.abs(x)))
 
 
@@ -177,7 +175,7 @@ def softplus_grad(x: Array, grad_output: Array) -> Array:
 
 def softmax(x: Array, axis: int = 1) -> Array:
     """eˣ / Σ eˣ along ``axis``, the classes; shifted by the maximum so that nothing overflows."""
-    xp = enter(x=x).xp
+    xp = check_arrays(x=x).xp
     axis = _axis(x, axis)
     if not x.size:
         return x.copy()
@@ -197,7 +195,7 @@ def softmax_grad(x: Array, grad_output: Array, axis: int = 1) -> Array:
 
 def log_softmax(x: Array, axis: int = 1) -> Array:
     """x − log Σ eˣ along ``axis``, the classes; accurate where softmax rounds to 0 or 1."""
-    xp = enter(x=x).xp
+    xp = check_arrays(x=x).xp
     axis = _axis(x, axis)
     if not x.size:
         return x.copy()
@@ -216,7 +214,7 @@ def log_softmax_grad(x: Array, grad_output: Array, axis: int = 1) -> Array:
 
 
 def _enter(x: Array, grad_output: Array) -> Any:
-    backend = enter(x=x, grad_output=grad_output)
+    backend = check_arrays(x=x, grad_output=grad_output)
     check_shape("grad_output", grad_output.shape, x.shape, "like x")
     return backend
 

@@ -1,25 +1,25 @@
 """Convolution (cross-correlation) of 1-, 2- and 3-dimensional arrays, its adjoints and im2col."""
 
+from arraycnn.arguments import (
+    REAL_OR_COMPLEX,
+    Size,
+    as_shape,
+    as_sizes,
+    check_arrays,
+    check_channel_vector,
+    check_choice,
+    check_shape,
+)
 from arraycnn.arrays import Array, Shape
 from arraycnn.backends.reference.fourier import fft_is_cheaper
-from arraycnn.functional._arguments import (
-    REAL_OR_COMPLEX,
-    channel_vector,
-    check_choice,
-    enter,
-)
 from arraycnn.functional._dimensions import per_dimension
 from arraycnn.geometry import (
     Padding,
-    Size,
     Window,
     check_conv_shapes,
     check_rank,
-    check_shape,
     check_transposed_shapes,
     conv_window,
-    shape_of,
-    sizes_of,
     transposed_window,
 )
 
@@ -60,9 +60,9 @@ def conv_nd(
         TypeError: not arrays, integer or differing dtypes, sizes that are not ints.
         ValueError: shapes that do not fit, arrays of different backends.
     """
-    backend = enter(REAL_OR_COMPLEX, x=x, weight=weight, optional={"bias": bias})
+    backend = check_arrays(REAL_OR_COMPLEX, x=x, weight=weight, optional={"bias": bias})
     groups = check_conv_shapes(x.shape, weight.shape, groups, ndim)
-    channel_vector("bias", bias, weight.shape[0], "the output")
+    check_channel_vector("bias", bias, weight.shape[0], "the output")
     window = conv_window(
         x.shape[2:], weight.shape[2:], stride=stride, padding=padding, dilation=dilation
     )
@@ -92,8 +92,8 @@ def conv_nd_input_grad(
     Raises:
         TypeError, ValueError: as conv{n}d; ``grad_output`` not of the output's shape.
     """
-    backend = enter(REAL_OR_COMPLEX, weight=weight, grad_output=grad_output)
-    input_shape = shape_of("input_shape", input_shape, ndim + 2)
+    backend = check_arrays(REAL_OR_COMPLEX, weight=weight, grad_output=grad_output)
+    input_shape = as_shape("input_shape", input_shape, ndim + 2)
     groups = check_conv_shapes(input_shape, weight.shape, groups, ndim)
     window = conv_window(
         input_shape[2:], weight.shape[2:], stride=stride, padding=padding, dilation=dilation
@@ -126,8 +126,8 @@ def conv_nd_weight_grad(
     Raises:
         TypeError, ValueError: as conv{n}d; ``grad_output`` not of the output's shape.
     """
-    backend = enter(REAL_OR_COMPLEX, x=x, grad_output=grad_output)
-    weight_shape = shape_of("weight_shape", weight_shape, ndim + 2)
+    backend = check_arrays(REAL_OR_COMPLEX, x=x, grad_output=grad_output)
+    weight_shape = as_shape("weight_shape", weight_shape, ndim + 2)
     groups = check_conv_shapes(x.shape, weight_shape, groups, ndim)
     window = conv_window(
         x.shape[2:], weight_shape[2:], stride=stride, padding=padding, dilation=dilation
@@ -175,9 +175,9 @@ def conv_transpose_nd(
     Raises:
         TypeError, ValueError: as conv{n}d.
     """
-    backend = enter(REAL_OR_COMPLEX, x=x, weight=weight, optional={"bias": bias})
+    backend = check_arrays(REAL_OR_COMPLEX, x=x, weight=weight, optional={"bias": bias})
     groups = check_transposed_shapes(x.shape, weight.shape, groups, ndim)
-    channel_vector("bias", bias, weight.shape[1] * groups, "the output")
+    check_channel_vector("bias", bias, weight.shape[1] * groups, "the output")
     window = transposed_window(
         x.shape[2:],
         weight.shape[2:],
@@ -210,8 +210,8 @@ def conv_transpose_nd_input_grad(
     Raises:
         TypeError, ValueError: as conv{n}d; ``grad_output`` not of the output's shape.
     """
-    backend = enter(REAL_OR_COMPLEX, weight=weight, grad_output=grad_output)
-    input_shape = shape_of("input_shape", input_shape, ndim + 2)
+    backend = check_arrays(REAL_OR_COMPLEX, weight=weight, grad_output=grad_output)
+    input_shape = as_shape("input_shape", input_shape, ndim + 2)
     groups = check_transposed_shapes(input_shape, weight.shape, groups, ndim)
     window = transposed_window(
         input_shape[2:],
@@ -246,8 +246,8 @@ def conv_transpose_nd_weight_grad(
     Raises:
         TypeError, ValueError: as conv{n}d; ``grad_output`` not of the output's shape.
     """
-    backend = enter(REAL_OR_COMPLEX, x=x, grad_output=grad_output)
-    weight_shape = shape_of("weight_shape", weight_shape, ndim + 2)
+    backend = check_arrays(REAL_OR_COMPLEX, x=x, grad_output=grad_output)
+    weight_shape = as_shape("weight_shape", weight_shape, ndim + 2)
     groups = check_transposed_shapes(x.shape, weight_shape, groups, ndim)
     window = transposed_window(
         x.shape[2:],
@@ -266,7 +266,7 @@ def conv_transpose_nd_weight_grad(
 
 def bias_grad(grad_output: Array) -> Array:
     """Gradient of a bias (O,): the sum of ``grad_output`` (N, O, ...) over all other axes."""
-    backend = enter(REAL_OR_COMPLEX, grad_output=grad_output)
+    backend = check_arrays(REAL_OR_COMPLEX, grad_output=grad_output)
     if grad_output.ndim < 2:
         raise ValueError(
             f"grad_output must be (N, channels, ...), got shape {tuple(grad_output.shape)}"
@@ -285,13 +285,13 @@ def im2col(
     Raises:
         TypeError, ValueError: as `conv2d`.
     """
-    backend = enter(REAL_OR_COMPLEX, x=x)
+    backend = check_arrays(REAL_OR_COMPLEX, x=x)
     ndim = x.ndim - 2
     if not 1 <= ndim <= 3:
         raise ValueError(
             f"x must be (N, C, *spatial) with 1 to 3 spatial dimensions, got shape {tuple(x.shape)}"
         )
-    kernel_size = sizes_of("kernel_size", kernel_size, ndim)
+    kernel_size = as_sizes("kernel_size", kernel_size, ndim)
     window = conv_window(
         x.shape[2:], kernel_size, stride=stride, padding=padding, dilation=dilation
     )
@@ -317,11 +317,11 @@ def col2im(
     Raises:
         TypeError, ValueError: as `conv2d`; ``columns`` not of the shape that `im2col` makes.
     """
-    backend = enter(REAL_OR_COMPLEX, columns=columns)
+    backend = check_arrays(REAL_OR_COMPLEX, columns=columns)
     sizes = [size for size in (output_size, kernel_size) if not isinstance(size, int)]
     ndim = len(sizes[0]) if sizes else 1
-    output_size = sizes_of("output_size", output_size, ndim)
-    kernel_size = sizes_of("kernel_size", kernel_size, ndim)
+    output_size = as_sizes("output_size", output_size, ndim)
+    kernel_size = as_sizes("kernel_size", kernel_size, ndim)
     window = conv_window(
         output_size, kernel_size, stride=stride, padding=padding, dilation=dilation
     )

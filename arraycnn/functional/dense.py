@@ -1,7 +1,7 @@
 """The dense (fully connected) layer: h = K v + b without a window."""
 
+from arraycnn.arguments import check_arrays, check_channel_vector
 from arraycnn.arrays import Array
-from arraycnn.functional._arguments import channel_vector, enter
 
 
 def dense(x: Array, weight: Array, bias: Array | None = None) -> Array:
@@ -13,9 +13,9 @@ def dense(x: Array, weight: Array, bias: Array | None = None) -> Array:
     Raises:
         TypeError: not arrays, integer or differing dtypes. ValueError: shapes that do not fit.
     """
-    backend = enter(x=x, weight=weight, optional={"bias": bias})
+    backend = check_arrays(x=x, weight=weight, optional={"bias": bias})
     check_dense(x, weight)
-    channel_vector("bias", bias, weight.shape[0], "the output")
+    check_channel_vector("bias", bias, weight.shape[0], "the output")
     return backend.dense(x, weight, bias)
 
 
@@ -25,7 +25,7 @@ def dense_grad(x: Array, weight: Array, grad_output: Array) -> tuple[Array, Arra
     Raises:
         TypeError, ValueError: as `dense`; ``grad_output`` not (N, out_features).
     """
-    backend = enter(x=x, weight=weight, grad_output=grad_output)
+    backend = check_arrays(x=x, weight=weight, grad_output=grad_output)
     check_dense(x, weight)
     if grad_output.shape != (x.shape[0], weight.shape[0]):
         raise ValueError(

@@ -1,12 +1,18 @@
 """Losses: each returns the loss and its gradient with respect to the prediction."""
 
+from arraycnn.arguments import (
+    as_count,
+    as_probability,
+    check_arrays,
+    check_channel_vector,
+    check_choice,
+    check_shape,
+    to_backend,
+)
 from arraycnn.arrays import Array, Shape
 from arraycnn.backends import Backend
 from arraycnn.backends.reference.loss import reduced
-from arraycnn.functional._arguments import channel_vector, check_choice, enter, moved_in
 from arraycnn.functional.activation import sigmoid, softplus
-from arraycnn.geometry import check_shape, count_of
-from arraycnn.scalars import probability
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -36,15 +42,15 @@ def softmax_cross_entropy(
     Raises:
         TypeError: dtypes. ValueError: shapes that do not fit, labels out of range, bad options.
     """
-    backend = enter(logits=logits, optional={"weight": weight})
+    backend: Backend = check_arrays(logits=logits, optional={"weight": weight})
     check_choice("reduction", reduction, REDUCTIONS)
-    label_smoothing = probability("label_smoothing", label_smoothing)
+    label_smoothing = as_probability("label_smoothing", label_smoothing)
     if ignore_index is not None:
-        ignore_index = count_of("ignore_index", ignore_index, minimum=None)
+        ignore_index = as_count("ignore_index", ignore_index, minimum=None)
     if logits.ndim < 2 or logits.shape[1] < 1:
         raise ValueError(f"logits must be (N, classes, ...), got shape {tuple(logits.shape)}")
     classes = logits.shape[1]
-    channel_vector("weight", weight, classes, "logits")
+    check_channel_vector("weight", weight, classes, "logits")
     labels = _labels(backend, labels, logits, ignore_index)
     return backend.softmax_cross_entropy(
         logits, labels, weight, label_smoothing, ignore_index, reduction
@@ -57,9 +63,9 @@ def mse_loss(prediction: Array, target: Array, *, reduction: str = "mean") -> tu
     Raises:
         TypeError: dtypes. ValueError: shapes that differ, an unknown reduction.
     """
-    backend = enter(prediction=prediction)
-    target = moved_in(backend, "target", target)
-    enter(prediction=prediction, target=target)
+    backend = check_arrays(prediction=prediction)
+    target = to_backend(backend, "target", target)
+    check_arrays(prediction=prediction, target=target)
     check_choice("reduction", reduction, REDUCTIONS)
     check_shape("target", target.shape, prediction.shape, "like prediction")
     error = prediction - target
@@ -82,9 +88,9 @@ def binary_cross_entropy_with_logits(
     Raises:
         TypeError: dtypes. ValueError: shapes that do not fit, an unknown reduction.
     """
-    backend = enter(logits=logits)
-    targets = moved_in(backend, "targets", targets)
-    enter(
+    backend = check_arrays(logits=logits)
+    targets = to_backend(backend, "targets", targets)
+    check_arrays(
         logits=logits,
         targets=targets,
         optional={"weight": weight, "pos_weight": pos_weight},

@@ -1,10 +1,15 @@
 """Batch normalisation (Ioffe & Szegedy, "Batch normalization", ICML 2015) and dropout."""
 
+from arraycnn.arguments import (
+    as_count,
+    as_probability,
+    as_real,
+    check_arrays,
+    check_channel_vector,
+    check_shape,
+)
 from arraycnn.arrays import Array
 from arraycnn.backends import Backend
-from arraycnn.functional._arguments import channel_vector, enter
-from arraycnn.geometry import check_shape, count_of
-from arraycnn.scalars import probability, real_of
 
 
 def batch_norm(
@@ -29,7 +34,7 @@ def batch_norm(
             statistics outside training; one value per channel, or none, in training.
     """
     backend = _enter(x, running_mean, running_var, weight, bias)
-    momentum, eps = probability("momentum", momentum), real_of("eps", eps)
+    momentum, eps = as_probability("momentum", momentum), as_real("eps", eps)
     x = backend.batch_last(x)
     if training:
         check_batch(x)
@@ -62,9 +67,9 @@ def batch_norm_grad(
         TypeError, ValueError: as `batch_norm`; ``grad_output`` not of the shape of x.
     """
     backend = _enter(x, running_mean, running_var, weight, None)
-    enter(x=x, grad_output=grad_output)
+    check_arrays(x=x, grad_output=grad_output)
     check_shape("grad_output", grad_output.shape, x.shape, "like x")
-    eps = real_of("eps", eps)
+    eps = as_real("eps", eps)
     x, grad_output = backend.batch_last(x), backend.batch_last(grad_output)
     if training:
         check_batch(x)
@@ -113,21 +118,21 @@ def dropout(x: Array, p: float = 0.5, *, seed: int, counter: int = 0) -> Array:
         TypeError: integer arrays, numbers of wrong type. ValueError: p outside [0, 1], negative
             seed or counter.
     """
-    backend = enter(x=x)
+    backend = check_arrays(x=x)
     return backend.dropout(x, *_mask(p, seed, counter))
 
 
 def dropout_grad(grad_output: Array, p: float = 0.5, *, seed: int, counter: int = 0) -> Array:
     """Gradient of `dropout` with respect to x: the same mask and scale."""
-    backend = enter(grad_output=grad_output)
+    backend = check_arrays(grad_output=grad_output)
     return backend.dropout(grad_output, *_mask(p, seed, counter))
 
 
 def _mask(p: float, seed: int, counter: int) -> tuple[float, int, int]:
     return (
-        probability("p", p),
-        count_of("seed", seed, minimum=0),
-        count_of("counter", counter, minimum=0),
+        as_probability("p", p),
+        as_count("seed", seed, minimum=0),
+        as_count("counter", counter, minimum=0),
     )
 
 
@@ -135,11 +140,11 @@ def _enter(
     x: Array, mean: Array | None, var: Array | None, weight: Array | None, bias: Array | None
 ) -> Backend:
     vectors = {"running_mean": mean, "running_var": var, "weight": weight, "bias": bias}
-    backend = enter(x=x, optional=vectors)
+    backend: Backend = check_arrays(x=x, optional=vectors)
     if x.ndim < 2:
         raise ValueError(f"x must be (N, channels, ...), got shape {tuple(x.shape)}")
     for name, array in vectors.items():
-        channel_vector(name, array, x.shape[1], "x")
+        check_channel_vector(name, array, x.shape[1], "x")
     return backend
 
 

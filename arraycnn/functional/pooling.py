@@ -6,22 +6,11 @@ import operator
 from collections.abc import Iterator
 from typing import Any
 
+from arraycnn.arguments import Size, as_count, as_shape, as_sizes, check_arrays, check_shape
 from arraycnn.arrays import Array, Shape
 from arraycnn.backends import Backend
-from arraycnn.functional._arguments import enter
 from arraycnn.functional._dimensions import per_dimension
-from arraycnn.geometry import (
-    Padding,
-    Size,
-    Window,
-    adaptive_bounds,
-    check_rank,
-    check_shape,
-    count_of,
-    pool_window,
-    shape_of,
-    sizes_of,
-)
+from arraycnn.geometry import Padding, Window, adaptive_bounds, check_rank, pool_window
 
 
 def max_pool_nd(
@@ -44,7 +33,7 @@ def max_pool_nd(
     Raises:
         TypeError, ValueError: as conv{n}d; a window that would lie wholly in the padding.
     """
-    backend = enter(x=x)
+    backend = check_arrays(x=x)
     check_rank("x", x.shape, ndim)
     window = pool_window(
         x.shape[2:],
@@ -77,7 +66,7 @@ def max_pool_nd_grad(
     Raises:
         TypeError, ValueError: as max_pool{n}d; ``grad_output`` not of the output's shape.
     """
-    backend = enter(x=x, grad_output=grad_output)
+    backend = check_arrays(x=x, grad_output=grad_output)
     check_rank("x", x.shape, ndim)
     window = pool_window(
         x.shape[2:],
@@ -113,7 +102,7 @@ def avg_pool_nd(
     Raises:
         TypeError, ValueError: as conv{n}d; a window that would lie wholly in the padding.
     """
-    backend = enter(x=x)
+    backend = check_arrays(x=x)
     check_rank("x", x.shape, ndim)
     window = pool_window(
         x.shape[2:], kernel_size, stride=stride, padding=padding, ceil_mode=ceil_mode
@@ -140,8 +129,8 @@ def avg_pool_nd_grad(
     Raises:
         TypeError, ValueError: as avg_pool{n}d; ``grad_output`` not of the output's shape.
     """
-    backend = enter(grad_output=grad_output)
-    input_shape = shape_of("input_shape", input_shape, ndim + 2)
+    backend = check_arrays(grad_output=grad_output)
+    input_shape = as_shape("input_shape", input_shape, ndim + 2)
     window = pool_window(
         input_shape[2:], kernel_size, stride=stride, padding=padding, ceil_mode=ceil_mode
     )
@@ -161,7 +150,7 @@ def average_factors(
 ) -> Array:
     """What turns a window's sum into its average: 1 / count, a scalar or (*out)."""
     if divisor_override is not None:
-        return dtype.type(1 / count_of("divisor_override", divisor_override))
+        return dtype.type(1 / as_count("divisor_override", divisor_override))
     if window.is_unpadded:
         return dtype.type(1 / window.taps)
     counts = window.counts(include_padding=count_include_pad)
@@ -180,9 +169,9 @@ def adaptive_avg_pool2d(x: Array, output_size: Size) -> Array:
     Raises:
         TypeError, ValueError: as `conv2d`.
     """
-    backend = enter(x=x)
+    backend = check_arrays(x=x)
     check_rank("x", x.shape, 2)
-    output_size = sizes_of("output_size", output_size, 2)
+    output_size = as_sizes("output_size", output_size, 2)
     y = backend.empty((*x.shape[:2], *output_size), x.dtype)
     for place, region, window in _adaptive_windows(x.shape[2:], output_size):
         total = backend.sum_pool(backend.batch_last(x[region]), window)
@@ -192,9 +181,9 @@ def adaptive_avg_pool2d(x: Array, output_size: Size) -> Array:
 
 def adaptive_avg_pool2d_grad(input_shape: Shape, output_size: Size, grad_output: Array) -> Array:
     """Gradient of `adaptive_avg_pool2d` with respect to x, of shape ``input_shape``."""
-    backend = enter(grad_output=grad_output)
-    input_shape = shape_of("input_shape", input_shape, 4)
-    output_size = sizes_of("output_size", output_size, 2)
+    backend = check_arrays(grad_output=grad_output)
+    input_shape = as_shape("input_shape", input_shape, 4)
+    output_size = as_sizes("output_size", output_size, 2)
     expected = (*input_shape[:2], *output_size)
     check_shape("grad_output", grad_output.shape, expected, "like the pooling's output")
     grad = backend.zeros(input_shape, grad_output.dtype)
@@ -211,9 +200,9 @@ def adaptive_max_pool2d(x: Array, output_size: Size, *, return_indices: bool = F
     Raises:
         TypeError, ValueError: as `conv2d`.
     """
-    backend = enter(x=x)
+    backend = check_arrays(x=x)
     check_rank("x", x.shape, 2)
-    output_size = sizes_of("output_size", output_size, 2)
+    output_size = as_sizes("output_size", output_size, 2)
     y = backend.empty((*x.shape[:2], *output_size), x.dtype)
     indices = backend.empty(y.shape, "int64") if return_indices else None
     for place, region, window in _adaptive_windows(x.shape[2:], output_size):
@@ -229,9 +218,9 @@ def adaptive_max_pool2d(x: Array, output_size: Size, *, return_indices: bool = F
 
 def adaptive_max_pool2d_grad(x: Array, output_size: Size, grad_output: Array) -> Array:
     """Gradient of `adaptive_max_pool2d` with respect to x: each goes to its (first) maximum."""
-    backend = enter(x=x, grad_output=grad_output)
+    backend = check_arrays(x=x, grad_output=grad_output)
     check_rank("x", x.shape, 2)
-    output_size = sizes_of("output_size", output_size, 2)
+    output_size = as_sizes("output_size", output_size, 2)
     expected = (*x.shape[:2], *output_size)
     check_shape("grad_output", grad_output.shape, expected, "like the pooling's output")
     grad = backend.zeros(x.shape, x.dtype)
@@ -260,7 +249,7 @@ def global_avg_pool(x: Array) -> Array:
     Raises:
         TypeError: as `conv2d`. ValueError: no spatial dimension, or an empty one.
     """
-    backend = enter(x=x)
+    backend = check_arrays(x=x)
     positions = _positions("x", x.shape)
     y = backend.plane_sum(backend.batch_last(x))
     y *= x.dtype.type(1 / positions)
@@ -269,8 +258,8 @@ def global_avg_pool(x: Array) -> Array:
 
 def global_avg_pool_grad(input_shape: Shape, grad_output: Array) -> Array:
     """Gradient of `global_avg_pool` with respect to x: (N, C) spread over ``input_shape``."""
-    backend = enter(grad_output=grad_output)
-    input_shape = shape_of("input_shape", input_shape, len(input_shape))
+    backend = check_arrays(grad_output=grad_output)
+    input_shape = as_shape("input_shape", input_shape, len(input_shape))
     positions = _positions("input_shape", input_shape)
     check_shape("grad_output", grad_output.shape, input_shape[:2], "like the pooling's output")
     grad = backend.empty(input_shape, grad_output.dtype)

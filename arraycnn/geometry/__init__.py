@@ -1,28 +1,19 @@
 """Window arithmetic and shape checks, in integers: the one place that knows what fits what."""
 
-from arraycnn.geometry.arguments import (
-    Size,
+from arraycnn.geometry.padding import PADDING_NAMES, Padding, kernel_extent, resolve_padding
+from arraycnn.geometry.shapes import (
     check_conv_shapes,
     check_groups,
     check_rank,
-    check_shape,
     check_transposed_shapes,
-    count_of,
-    int_of,
-    shape_of,
-    sizes_of,
 )
 from arraycnn.geometry.window import (
-    PADDING_NAMES,
-    Padding,
     Window,
     adaptive_bounds,
     conv_output_size,
     conv_transpose_output_size,
     conv_window,
-    kernel_extent,
     pool_window,
-    resolve_padding,
     tiles,
     transposed_window,
 )
@@ -30,24 +21,18 @@ from arraycnn.geometry.window import (
 __all__ = [
     "PADDING_NAMES",
     "Padding",
-    "Size",
     "Window",
     "adaptive_bounds",
     "check_conv_shapes",
     "check_groups",
     "check_rank",
-    "check_shape",
     "check_transposed_shapes",
     "conv_output_size",
     "conv_transpose_output_size",
     "conv_window",
-    "count_of",
-    "int_of",
     "kernel_extent",
     "pool_window",
     "resolve_padding",
-    "shape_of",
-    "sizes_of",
     "tiles",
     "transposed_window",
 ]

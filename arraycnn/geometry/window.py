@@ -7,19 +7,15 @@ an extent of d·(k − 1) + 1 positions.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, wraps
 from itertools import product
-from typing import Any, ParamSpec, TypeAlias
+from typing import Any, ParamSpec
 
+from arraycnn.arguments import Size, as_sizes, ndim_of
 from arraycnn.arrays import Shape
-from arraycnn.geometry.arguments import Size, ndim_of, sizes_of
-
-Padding: TypeAlias = int | str | Sequence[int] | Sequence[tuple[int, int]]
-Pairs: TypeAlias = tuple[tuple[int, int], ...]
-
-PADDING_NAMES = ("valid", "same", "full")
+from arraycnn.geometry.padding import Padding, Pairs, kernel_extent, resolve_padding
 
 
 @dataclass(frozen=True)
@@ -181,11 +177,6 @@ def tiles(sizes: Shape, limit: int) -> Iterator[tuple[slice, ...]]:
             yield (*single, slice(start, min(start + step, sizes[axis])), *whole)
 
 
-def kernel_extent(kernel_size: int, dilation: int) -> int:
-    """Input positions that a dilated kernel spans: d·(k − 1) + 1."""
-    return dilation * (kernel_size - 1) + 1
-
-
 P = ParamSpec("P")
 
 
@@ -235,11 +226,11 @@ def conv_window(
         ValueError, TypeError: an argument is not as above, or the kernel is larger than the padded
             input; the message names it.
     """
-    input_size = sizes_of("input_size", input_size, ndim_of(input_size))
+    input_size = as_sizes("input_size", input_size, ndim_of(input_size))
     ndim = len(input_size)
-    kernel_size = sizes_of("kernel_size", kernel_size, ndim)
-    stride = sizes_of("stride", stride, ndim)
-    dilation = sizes_of("dilation", dilation, ndim)
+    kernel_size = as_sizes("kernel_size", kernel_size, ndim)
+    stride = as_sizes("stride", stride, ndim)
+    dilation = as_sizes("dilation", dilation, ndim)
     pairs = resolve_padding(padding, input_size, kernel_size, stride, dilation)
     output_size = []
     for axis in range(ndim):
@@ -312,12 +303,12 @@ def transposed_window(
         ValueError, TypeError: as `conv_window`; also an ``output_padding`` that is not smaller than
             stride or dilation, or a result without elements.
     """
-    input_size = sizes_of("input_size", input_size, ndim_of(input_size))
+    input_size = as_sizes("input_size", input_size, ndim_of(input_size))
     ndim = len(input_size)
-    kernel_size = sizes_of("kernel_size", kernel_size, ndim)
-    stride = sizes_of("stride", stride, ndim)
-    dilation = sizes_of("dilation", dilation, ndim)
-    extra = sizes_of("output_padding", output_padding, ndim, minimum=0)
+    kernel_size = as_sizes("kernel_size", kernel_size, ndim)
+    stride = as_sizes("stride", stride, ndim)
+    dilation = as_sizes("dilation", dilation, ndim)
+    extra = as_sizes("output_padding", output_padding, ndim, minimum=0)
     if padding == "same":
         shrink = [
             kernel_extent(k, d) - s for k, d, s in zip(kernel_size, dilation, stride, strict=True)
@@ -380,55 +371,6 @@ def conv_transpose_output_size(
         input_size, kernel_size, stride=stride, padding=padding, output_padding=output_padding,
         dilation=dilation,
     ).input_size  # fmt: skip
-
-
-def resolve_padding(
-    padding: Padding, input_size: Size, kernel_size: Size, stride: Size = 1, dilation: Size = 1
-) -> Pairs:
-    """``padding`` in any of its forms as one ``(before, after)`` pair per spatial dimension."""
-    ndim = ndim_of(input_size)
-    if not isinstance(padding, str):
-        return _padding_pairs(padding, ndim)
-    input_size, kernel_size = (
-        sizes_of("input_size", input_size, ndim),
-        sizes_of("kernel_size", kernel_size, ndim),
-    )
-    stride, dilation = sizes_of("stride", stride, ndim), sizes_of("dilation", dilation, ndim)
-    extents = tuple(map(kernel_extent, kernel_size, dilation))
-    if padding == "valid":
-        return ((0, 0),) * ndim
-    if padding == "full":
-        return tuple((extent - 1, extent - 1) for extent in extents)
-    if padding == "same":
-        totals = (
-            max((-(-i // s) - 1) * s + extent - i, 0)
-            for i, s, extent in zip(input_size, stride, extents, strict=True)
-        )
-        return tuple((total // 2, total - total // 2) for total in totals)
-    raise ValueError(
-        f"padding must be an int, one int or (before, after) pair per spatial dimension, or one of "
-        f"{PADDING_NAMES}; got {padding!r}"
-    )
-
-
-def _padding_pairs(padding: Any, ndim: int) -> Pairs:
-    if isinstance(padding, Sequence) and any(isinstance(p, Sequence) for p in padding):
-        if len(padding) != ndim or not all(
-            isinstance(p, Sequence) and len(p) == 2 for p in padding
-        ):
-            raise ValueError(
-                f"padding must have one (before, after) pair for each of {ndim} spatial "
-                f"dimensions, got {padding!r}"
-            )
-        before, after = zip(*padding, strict=True)
-        return tuple(
-            zip(
-                sizes_of("padding", before, ndim, minimum=0),
-                sizes_of("padding", after, ndim, minimum=0),
-                strict=True,
-            )
-        )
-    return tuple((p, p) for p in sizes_of("padding", padding, ndim, minimum=0))
 
 
 def adaptive_bounds(input_size: int, output_size: int) -> list[tuple[int, int]]:

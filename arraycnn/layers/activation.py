@@ -1,11 +1,10 @@
 """Activation layers. Where the derivative is simple in y, y is what backward keeps."""
 
 from arraycnn import functional as F
+from arraycnn.arguments import as_any_real, check_choice
 from arraycnn.arrays import Array, Shape
-from arraycnn.functional._arguments import check_choice
 from arraycnn.functional.activation import GELU_APPROXIMATIONS, keeps_memory_order
 from arraycnn.layers.layer import Backward, Layer, receive_grad
-from arraycnn.scalars import any_real
 
 
 class Activation(Layer):
@@ -28,7 +27,7 @@ class LeakyReLU(Activation):
     """x where x > 0, else negative_slope·x."""
 
     def __init__(self, negative_slope: float = 0.01) -> None:
-        self.negative_slope = any_real("negative_slope", negative_slope)
+        self.negative_slope = as_any_real("negative_slope", negative_slope)
 
     def forward(self, x: Array) -> tuple[Array, Backward]:
         backend, x = self.receive(x)
@@ -41,7 +40,7 @@ class ELU(Activation):
     """x where x > 0, else α·(eˣ − 1)."""
 
     def __init__(self, alpha: float = 1.0) -> None:
-        self.alpha = any_real("alpha", alpha)
+        self.alpha = as_any_real("alpha", alpha)
 
     def forward(self, x: Array) -> tuple[Array, Backward]:
         backend, x = self.receive(x)

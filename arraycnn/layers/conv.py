@@ -3,19 +3,17 @@
 import math
 from typing import Any, ClassVar
 
+from arraycnn.arguments import Size, as_count, as_sizes
 from arraycnn.arrays import Array, Shape
 from arraycnn.backends import Backend, BackendLike, get_backend
 from arraycnn.geometry import (
     Padding,
-    Size,
     Window,
     check_conv_shapes,
     check_groups,
     check_transposed_shapes,
     conv_window,
-    count_of,
     resolve_padding,
-    sizes_of,
     transposed_window,
 )
 from arraycnn.initializers import check_init, initial_weight
@@ -23,12 +21,12 @@ from arraycnn.layers.layer import (
     Backward,
     Parameter,
     RectifiedLayer,
-    float_dtype,
+    as_float_dtype,
     kept,
     receive_grad,
 )
 from arraycnn.layers.normalization import BatchNorm
-from arraycnn.rng import seed_of
+from arraycnn.rng import as_seed
 
 
 class ConvBase(RectifiedLayer):
@@ -54,17 +52,17 @@ class ConvBase(RectifiedLayer):
         backend: BackendLike,
         dtype: Any,
     ) -> None:
-        self.in_channels = count_of("in_channels", in_channels)
-        self.out_channels = count_of("out_channels", out_channels)
-        self.kernel_size = sizes_of("kernel_size", kernel_size, self.ndim)
-        self.stride = sizes_of("stride", stride, self.ndim)
+        self.in_channels = as_count("in_channels", in_channels)
+        self.out_channels = as_count("out_channels", out_channels)
+        self.kernel_size = as_sizes("kernel_size", kernel_size, self.ndim)
+        self.stride = as_sizes("stride", stride, self.ndim)
         self.padding = padding
-        self.dilation = sizes_of("dilation", dilation, self.ndim)
+        self.dilation = as_sizes("dilation", dilation, self.ndim)
         self.groups = check_groups(groups, self.in_channels, self.out_channels)
         check_init(init)
         self.init = init
         self.backend = get_backend(backend)
-        dtype = float_dtype(dtype)
+        dtype = as_float_dtype(dtype)
         sizes = self.kernel_size, self.kernel_size, self.stride, self.dilation
         resolve_padding(padding, *sizes)  # refuses what no input could make valid
         rows, columns = self.out_channels, self.in_channels
@@ -73,7 +71,7 @@ class ConvBase(RectifiedLayer):
         shape = (rows, columns // self.groups, *self.kernel_size)
         self.weight = Parameter(self.backend.xp.empty(shape, dtype))
         self.bias = Parameter(self.backend.xp.empty(self.out_channels, dtype)) if bias else None
-        self.initialize(seed_of(seed))
+        self.initialize(as_seed(seed))
 
     def initialize(self, seed: int) -> None:
         taps = math.prod(self.kernel_size)
@@ -207,7 +205,7 @@ class ConvTranspose(ConvBase):
         backend: BackendLike = "cpu",
         dtype: Any = "float32",
     ) -> None:
-        self.output_padding = sizes_of("output_padding", output_padding, self.ndim, minimum=0)
+        self.output_padding = as_sizes("output_padding", output_padding, self.ndim, minimum=0)
         super().__init__(
             in_channels, out_channels, kernel_size, stride=stride, padding=padding,
             dilation=dilation, groups=groups, bias=bias, init=init, seed=seed, backend=backend,

@@ -3,21 +3,21 @@
 import math
 from typing import Any
 
+from arraycnn.arguments import as_count
 from arraycnn.arrays import Array, Shape
 from arraycnn.backends import Backend, BackendLike, get_backend
 from arraycnn.functional.dense import check_dense
-from arraycnn.geometry import count_of
 from arraycnn.initializers import check_init, initial_weight
 from arraycnn.layers.layer import (
     Backward,
     Layer,
     Parameter,
     RectifiedLayer,
-    float_dtype,
+    as_float_dtype,
     kept,
     receive_grad,
 )
-from arraycnn.rng import seed_of
+from arraycnn.rng import as_seed
 
 
 class Dense(RectifiedLayer):
@@ -44,15 +44,15 @@ class Dense(RectifiedLayer):
         backend: BackendLike = "cpu",
         dtype: Any = "float32",
     ) -> None:
-        self.in_features = count_of("in_features", in_features)
-        self.out_features = count_of("out_features", out_features)
+        self.in_features = as_count("in_features", in_features)
+        self.out_features = as_count("out_features", out_features)
         check_init(init)
         self.init = init
         self.backend = get_backend(backend)
-        dtype = float_dtype(dtype)
+        dtype = as_float_dtype(dtype)
         self.weight = Parameter(self.backend.xp.empty((self.out_features, self.in_features), dtype))
         self.bias = Parameter(self.backend.xp.empty(self.out_features, dtype)) if bias else None
-        self.initialize(seed_of(seed))
+        self.initialize(as_seed(seed))
 
     def initialize(self, seed: int) -> None:
         weight = initial_weight(

@@ -8,10 +8,16 @@ from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 
+from arraycnn.arguments import (
+    as_count,
+    check_dtype,
+    check_shape,
+    dtypes_named,
+    owner_of,
+    to_backend,
+)
 from arraycnn.arrays import Array, Shape
 from arraycnn.backends import Backend, BackendLike, backend_of, get_backend
-from arraycnn.functional._arguments import check_dtype, dtypes_named, moved_in, owner_of
-from arraycnn.geometry import check_shape, count_of
 from arraycnn.rng import child_seed
 
 # backward(grad_y) → grad_x. Layers with parameters also take input_grad=False: parameters only.
@@ -236,7 +242,7 @@ class Layer(ABC):
         The state of an optimizer of these parameters follows at its next step.
         """
         if dtype is not None:
-            dtype = float_dtype(dtype)
+            dtype = as_float_dtype(dtype)
         if backend is not None:
             backend = get_backend(backend)
             for _, layer in self.named_layers():
@@ -296,7 +302,7 @@ class Layer(ABC):
         check_dtype("x", x.dtype, DTYPES)  # before it moves: CuPy would convert a byte order
         backend = backend or owner
         if owner is not backend:
-            x = moved_in(backend, "x", x)
+            x = to_backend(backend, "x", x)
         if dtype is not None and x.dtype != dtype:
             raise TypeError(
                 f"x must have the dtype of the parameters, {dtype}, got {x.dtype}; convert x with "
@@ -351,7 +357,7 @@ def _stream(name: str, entry: Any) -> tuple[int, int]:
             f"returns, got {entry!r}"
         )
     seed, counter = (
-        count_of(f"{key} of layer {name!r}", entry[key], minimum=0) for key in ("seed", "counter")
+        as_count(f"{key} of layer {name!r}", entry[key], minimum=0) for key in ("seed", "counter")
     )
     return seed, counter
 
@@ -374,7 +380,7 @@ def receive_grad(backend: Backend, grad: Array, y: Any, *, relu: bool = False) -
     ``y`` is the output or, without ``relu``, its outline. With ``relu``, y is max(h, 0) and the
     gradient with respect to h is returned.
     """
-    grad = moved_in(backend, "grad_output", grad)
+    grad = to_backend(backend, "grad_output", grad)
     check_shape("grad_output", grad.shape, y.shape, "like the layer's output")
     if grad.dtype != y.dtype:
         raise TypeError(
@@ -384,7 +390,7 @@ def receive_grad(backend: Backend, grad: Array, y: Any, *, relu: bool = False) -
     return backend.relu_grad(y, grad) if relu else grad
 
 
-def float_dtype(dtype: Any) -> Any:
+def as_float_dtype(dtype: Any) -> Any:
     """``dtype`` as a NumPy dtype that layers compute in."""
     try:
         result = None if dtype is None else np.dtype(dtype)  # None would mean float64 to NumPy

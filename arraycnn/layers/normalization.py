@@ -4,22 +4,21 @@ from typing import Any
 
 import numpy as np
 
+from arraycnn.arguments import as_count, as_probability, as_real
 from arraycnn.arrays import Array, Shape
 from arraycnn.backends import Backend, BackendLike, get_backend
 from arraycnn.functional.normalization import check_batch, update_running
-from arraycnn.geometry import count_of
 from arraycnn.layers.layer import (
     Backward,
     Buffer,
     Parameter,
     RandomLayer,
     RectifiedLayer,
-    float_dtype,
+    as_float_dtype,
     kept,
     receive_grad,
 )
-from arraycnn.rng import seed_of
-from arraycnn.scalars import probability, real_of
+from arraycnn.rng import as_seed
 
 
 class BatchNorm(RectifiedLayer):
@@ -44,11 +43,11 @@ class BatchNorm(RectifiedLayer):
         backend: BackendLike = "cpu",
         dtype: Any = "float32",
     ) -> None:
-        self.num_features = count_of("num_features", num_features)
-        self.eps = real_of("eps", eps)
-        self.momentum = probability("momentum", momentum)
+        self.num_features = as_count("num_features", num_features)
+        self.eps = as_real("eps", eps)
+        self.momentum = as_probability("momentum", momentum)
         self.backend = get_backend(backend)
-        xp, dtype = self.backend.xp, float_dtype(dtype)
+        xp, dtype = self.backend.xp, as_float_dtype(dtype)
         self.weight = Parameter(xp.empty(self.num_features, dtype))
         self.bias = Parameter(xp.empty(self.num_features, dtype))
         self.running_mean = Buffer(xp.empty(self.num_features, dtype))
@@ -121,8 +120,8 @@ class Dropout(RandomLayer):
     """
 
     def __init__(self, p: float = 0.5, *, seed: int | None = None) -> None:
-        self.p = probability("p", p)
-        self.initialize(seed_of(seed))
+        self.p = as_probability("p", p)
+        self.initialize(as_seed(seed))
 
     def initialize(self, seed: int) -> None:
         self.seed, self.counter = seed, 0

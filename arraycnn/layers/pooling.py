@@ -3,18 +3,10 @@
 from typing import Any, ClassVar
 
 from arraycnn import functional as F
+from arraycnn.arguments import Size, as_count, as_sizes
 from arraycnn.arrays import Array, Shape
 from arraycnn.functional.pooling import average_factors
-from arraycnn.geometry import (
-    Padding,
-    Size,
-    Window,
-    check_rank,
-    count_of,
-    pool_window,
-    resolve_padding,
-    sizes_of,
-)
+from arraycnn.geometry import Padding, Window, check_rank, pool_window, resolve_padding
 from arraycnn.layers.layer import Backward, Layer, RectifiedLayer, kept, receive_grad
 
 
@@ -27,10 +19,10 @@ class Pool(Layer):
         self, kernel_size: Size, stride: Size | None, padding: Padding, dilation: Size,
         ceil_mode: bool,
     ) -> None:  # fmt: skip
-        self.kernel_size = sizes_of("kernel_size", kernel_size, self.ndim)
-        self.stride = self.kernel_size if stride is None else sizes_of("stride", stride, self.ndim)
+        self.kernel_size = as_sizes("kernel_size", kernel_size, self.ndim)
+        self.stride = self.kernel_size if stride is None else as_sizes("stride", stride, self.ndim)
         self.padding = padding
-        self.dilation = sizes_of("dilation", dilation, self.ndim)
+        self.dilation = as_sizes("dilation", dilation, self.ndim)
         self.ceil_mode = ceil_mode
         resolve_padding(padding, self.kernel_size, self.kernel_size, self.stride, self.dilation)
 
@@ -109,7 +101,7 @@ class AvgPool(Pool):
         super().__init__(kernel_size, stride, padding, 1, ceil_mode)
         self.count_include_pad = count_include_pad
         if divisor_override is not None:
-            divisor_override = count_of("divisor_override", divisor_override)
+            divisor_override = as_count("divisor_override", divisor_override)
         self.divisor_override = divisor_override
 
     def forward(self, x: Array) -> tuple[Array, Backward]:
@@ -163,7 +155,7 @@ class AdaptiveAvgPool2d(Layer):
     """Average pooling to ``output_size``, whatever the input's; see `functional`."""
 
     def __init__(self, output_size: Size) -> None:
-        self.output_size = sizes_of("output_size", output_size, 2)
+        self.output_size = as_sizes("output_size", output_size, 2)
 
     def forward(self, x: Array) -> tuple[Array, Backward]:
         backend, x = self.receive(x)

@@ -11,7 +11,7 @@ from arraycnn.layers.conv import Conv
 from arraycnn.layers.layer import Backward, Layer, RectifiedLayer, kept, receive_grad
 from arraycnn.layers.normalization import BatchNorm
 from arraycnn.layers.pooling import MaxPool
-from arraycnn.rng import seed_of
+from arraycnn.rng import as_seed
 
 
 class Sequential(Layer):
@@ -240,7 +240,7 @@ class Residual(RectifiedLayer):
 def adopt(container: Layer, seed: int | None, backend: BackendLike | None) -> None:
     """Bring a container's layers to one backend, and initialise them if there is a seed."""
     if seed is not None:
-        seed = seed_of(seed)
+        seed = as_seed(seed)
     inner = [layer.backend for _, layer in container.named_layers() if layer.backend is not None]
     if backend is None:
         names = sorted({found.name for found in inner})

@@ -11,31 +11,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from arraycnn import functional as F
+from arraycnn.arguments import Size, as_any_real, as_count, as_int, as_shape, as_sizes, check_shape
 from arraycnn.arrays import Array, Shape
 from arraycnn.backends import Backend, BackendLike, get_backend
 from arraycnn.functional.activation import keeps_memory_order
 from arraycnn.geometry import (
     Padding,
-    Size,
     Window,
     check_conv_shapes,
     check_rank,
-    check_shape,
     conv_window,
-    count_of,
-    int_of,
     resolve_padding,
-    shape_of,
-    sizes_of,
 )
 from arraycnn.initializers import check_init, initial_weight
 from arraycnn.layers.activation import Activation, tanh_slope
 from arraycnn.layers.conv import Conv2d
 from arraycnn.layers.dense import Dense, Flatten
-from arraycnn.layers.layer import Backward, Layer, Parameter, float_dtype, kept, receive_grad
+from arraycnn.layers.layer import Backward, Layer, Parameter, as_float_dtype, kept, receive_grad
 from arraycnn.layers.sequential import Sequential
-from arraycnn.rng import seed_of
-from arraycnn.scalars import any_real
+from arraycnn.rng import as_seed
 
 
 class ConstantPad2d(Layer):
@@ -47,7 +41,7 @@ class ConstantPad2d(Layer):
 
     def __init__(self, padding: Padding, value: float = 0.0) -> None:
         self.padding = padding
-        self.value = any_real("value", value)
+        self.value = as_any_real("value", value)
         self._pairs = resolve_padding(padding, (1, 1), (1, 1))
 
     def forward(self, x: Array) -> tuple[Array, Backward]:
@@ -91,16 +85,16 @@ class PartialConv2d(Layer):
         backend: BackendLike = "cpu",
         dtype: Any = "float32",
     ) -> None:
-        self.in_channels = count_of("in_channels", in_channels)
-        self.kernel_size = sizes_of("kernel_size", kernel_size, 2)
-        self.stride = sizes_of("stride", stride, 2)
+        self.in_channels = as_count("in_channels", in_channels)
+        self.kernel_size = as_sizes("kernel_size", kernel_size, 2)
+        self.stride = as_sizes("stride", stride, 2)
         self.connections = _connections(connections, self.in_channels)
         check_init(init)
         self.init = init
         self.backend = get_backend(backend)
         shape = (len(self.connections), len(self.connections[0]), *self.kernel_size)
-        self.weight = Parameter(self.backend.xp.empty(shape, float_dtype(dtype)))
-        self.initialize(seed_of(seed))
+        self.weight = Parameter(self.backend.xp.empty(shape, as_float_dtype(dtype)))
+        self.initialize(as_seed(seed))
 
     def initialize(self, seed: int) -> None:
         outputs, sources, *kernel = self.weight.shape
@@ -147,7 +141,7 @@ class PartialConv2d(Layer):
 def _connections(connections: Sequence[Sequence[int]], in_channels: int) -> tuple[Shape, ...]:
     """The input channels of each output channel: as many for all, none twice, at least one."""
     try:
-        rows = tuple(tuple(map(int_of, sources)) for sources in connections)
+        rows = tuple(tuple(map(as_int, sources)) for sources in connections)
     except TypeError:
         rows = ()
     lengths = {len(sources) for sources in rows}
@@ -175,9 +169,9 @@ class UnitBias(Layer):
     ) -> None:
         if not isinstance(shape, Sequence) or len(shape) < 1:
             raise ValueError(f"shape must be (C, *S), the shape of one sample, got {shape!r}")
-        self.shape = shape_of("shape", shape, len(shape))
+        self.shape = as_shape("shape", shape, len(shape))
         self.backend = get_backend(backend)
-        self.bias = Parameter(self.backend.xp.zeros(self.shape, float_dtype(dtype)))
+        self.bias = Parameter(self.backend.xp.zeros(self.shape, as_float_dtype(dtype)))
 
     def initialize(self, seed: int) -> None:
         self.bias.data[...] = 0
@@ -252,8 +246,8 @@ def lenet1(
         Flatten(),
         Dense(192, 30, init=init),
         ScaledTanh(),
-        Dense(30, count_of("num_classes", num_classes), init=init),
+        Dense(30, as_count("num_classes", num_classes), init=init),
         ScaledTanh(),
-        seed=seed_of(seed),
+        seed=as_seed(seed),
         backend=backend,
     )

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from arraycnn.arguments import as_count
 from arraycnn.backends import BackendLike
-from arraycnn.geometry import count_of
 from arraycnn.layers import (
     BatchNorm,
     Conv2d,
@@ -16,7 +16,7 @@ from arraycnn.layers import (
     Residual,
     Sequential,
 )
-from arraycnn.rng import seed_of
+from arraycnn.rng import as_seed
 
 
 def lenet5(
@@ -44,9 +44,9 @@ def lenet5(
         Flatten(),
     ]
     features = _features("lenet5", layers, in_channels, image_size)
-    num_classes = count_of("num_classes", num_classes)
+    num_classes = as_count("num_classes", num_classes)
     head = [Dense(features, 120), ReLU(), Dense(120, 84), ReLU(), Dense(84, num_classes)]
-    return Sequential(*layers, *head, seed=seed_of(seed), backend=backend)
+    return Sequential(*layers, *head, seed=as_seed(seed), backend=backend)
 
 
 def two_layer_cnn(
@@ -71,8 +71,8 @@ def two_layer_cnn(
         Flatten(),
     ]
     features = _features("two_layer_cnn", layers, in_channels, image_size)
-    num_classes = count_of("num_classes", num_classes)
-    return Sequential(*layers, Dense(features, num_classes), seed=seed_of(seed), backend=backend)
+    num_classes = as_count("num_classes", num_classes)
+    return Sequential(*layers, Dense(features, num_classes), seed=as_seed(seed), backend=backend)
 
 
 def mlp(
@@ -86,12 +86,12 @@ def mlp(
     """A dense network with ReLU, for comparison; flattens (N, C, *S) first; returns logits."""
     if not isinstance(hidden, Sequence) or isinstance(hidden, str):
         raise TypeError(f"hidden must be a sequence of widths such as (128,), got {hidden!r}")
-    num_classes = count_of("num_classes", num_classes)
+    num_classes = as_count("num_classes", num_classes)
     layers: list[Layer] = [Flatten()]
     for width in hidden:
-        layers += [Dense(in_features, count_of("each width in hidden", width)), ReLU()]
+        layers += [Dense(in_features, as_count("each width in hidden", width)), ReLU()]
         in_features = width
-    return Sequential(*layers, Dense(in_features, num_classes), seed=seed_of(seed), backend=backend)
+    return Sequential(*layers, Dense(in_features, num_classes), seed=as_seed(seed), backend=backend)
 
 
 def resnet(
@@ -113,8 +113,8 @@ def resnet(
     Raises:
         ValueError: ``depth`` is not 6n + 2 with n ≥ 1.
     """
-    depth = count_of("depth", depth)
-    width, num_classes = count_of("width", width), count_of("num_classes", num_classes)
+    depth = as_count("depth", depth)
+    width, num_classes = as_count("width", width), as_count("num_classes", num_classes)
     blocks, rest = divmod(depth - 2, 6)
     if rest or blocks < 1:
         raise ValueError(f"depth must be 6n + 2 for n ≥ 1, e.g. 20, 32 or 56, got {depth}")
@@ -130,7 +130,7 @@ def resnet(
             layers += [_block(channels, width << stage, stride), ReLU()]
             channels = width << stage
     layers += [GlobalAvgPool(), Dense(channels, num_classes)]
-    return Sequential(*layers, seed=seed_of(seed), backend=backend)
+    return Sequential(*layers, seed=as_seed(seed), backend=backend)
 
 
 def _block(in_channels: int, out_channels: int, stride: int) -> Residual:
@@ -150,7 +150,7 @@ def _block(in_channels: int, out_channels: int, stride: int) -> Residual:
 
 
 def _features(name: str, layers: Sequence[Layer], in_channels: int, image_size: int) -> int:
-    size = count_of("image_size", image_size)
+    size = as_count("image_size", image_size)
     try:
         return Sequential(*layers).output_shape((1, in_channels, size, size))[1]
     except ValueError as error:

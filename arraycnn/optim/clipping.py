@@ -5,11 +5,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from arraycnn.arguments import as_real
 from arraycnn.arrays import Array
 from arraycnn.backends import backend_of
 from arraycnn.layers.layer import Parameter
 from arraycnn.optim.optimizer import parameter_list
-from arraycnn.scalars import real_of
 
 
 def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
@@ -23,7 +23,7 @@ def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
         ValueError, TypeError: ``max_norm`` is not a finite number above 0, or ``parameters`` are
             not distinct `Parameter` objects of one backend.
     """
-    max_norm = real_of("max_norm", max_norm, positive=True)
+    max_norm = as_real("max_norm", max_norm, positive=True)
     active = _with_gradients(parameters)
     if not active:
         return 0.0
@@ -43,7 +43,7 @@ def clip_grad_value(parameters: Iterable[Parameter], max_value: float) -> None:
         ValueError, TypeError: ``max_value`` is not a finite number above 0, or ``parameters`` are
             not distinct `Parameter` objects of one backend.
     """
-    max_value = real_of("max_value", max_value, positive=True)
+    max_value = as_real("max_value", max_value, positive=True)
     active = _with_gradients(parameters)
     if not active:
         return

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from arraycnn.arguments import as_real
 from arraycnn.arrays import Array
 from arraycnn.backends import Backend, backend_of
 from arraycnn.layers.layer import Parameter
-from arraycnn.scalars import real_of
 
 
 class RealAttribute:
-    """A hyper-parameter that is validated by `real_of` whenever it is assigned."""
+    """A hyper-parameter that is validated by `as_real` whenever it is assigned."""
 
     def __init__(self, *, below: float = math.inf, positive: bool = False) -> None:
         self._below = below
@@ -28,7 +28,7 @@ class RealAttribute:
         return value
 
     def __set__(self, instance: Any, value: Any) -> None:
-        number = real_of(self._name, value, below=self._below, positive=self._positive)
+        number = as_real(self._name, value, below=self._below, positive=self._positive)
         vars(instance)[self._name] = number
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from arraycnn.arguments import as_real
 from arraycnn.arrays import Array
 from arraycnn.backends import Backend
 from arraycnn.layers.layer import Parameter
 from arraycnn.optim.optimizer import Optimizer, RealAttribute
-from arraycnn.scalars import real_of
 
 
 class SGD(Optimizer):
@@ -110,7 +110,7 @@ class Adam(Optimizer):
     def betas(self, betas: Sequence[float]) -> None:
         if not isinstance(betas, Sequence) or isinstance(betas, str) or len(betas) != 2:
             raise ValueError(f"betas must be a pair of numbers such as (0.9, 0.999), got {betas!r}")
-        self._betas = tuple(real_of(f"betas[{i}]", b, below=1.0) for i, b in enumerate(betas))
+        self._betas = tuple(as_real(f"betas[{i}]", b, below=1.0) for i, b in enumerate(betas))
 
     @property
     def hyperparameters(self) -> dict[str, Any]:

@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from arraycnn.arguments import as_count
 from arraycnn.checkpoint import CheckpointInfo
 from arraycnn.checkpoint.atomic import PathLike
 from arraycnn.errors import CheckpointDamagedError
-from arraycnn.geometry import count_of
 from arraycnn.training.trainer import Callback, Trainer
 
 BEST = "best.h5"
@@ -32,8 +32,8 @@ class Checkpoints(Callback):
 
     def __init__(self, folder: PathLike, *, every: int | None = None, keep: int = 3) -> None:
         self.folder = Path(folder)
-        self.every = None if every is None else count_of("every", every)
-        self.keep = count_of("keep", keep)
+        self.every = None if every is None else as_count("every", every)
+        self.keep = as_count("keep", keep)
         self._saved: tuple[int, int] | None = None  # (epoch, step)
 
     def on_step(self, trainer: Trainer) -> None:

@@ -8,13 +8,12 @@ from itertools import islice
 from typing import Any, TypeAlias
 
 from arraycnn import functional as F
+from arraycnn.arguments import as_count, as_real
 from arraycnn.arrays import Array
 from arraycnn.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from arraycnn.checkpoint.atomic import PathLike
-from arraycnn.geometry import count_of
 from arraycnn.layers.layer import Layer
 from arraycnn.optim import Optimizer, clip_grad_norm
-from arraycnn.scalars import real_of
 from arraycnn.schedules import Schedule
 from arraycnn.training.captured import CapturedStep
 from arraycnn.training.interrupts import interrupt_calls
@@ -107,9 +106,9 @@ class Trainer:
         self.schedule = schedule
         self.callbacks = list(callbacks)
         self.clip_norm = (
-            None if clip_norm is None else real_of("clip_norm", clip_norm, positive=True)
+            None if clip_norm is None else as_real("clip_norm", clip_norm, positive=True)
         )
-        self.check_every = count_of("check_every", check_every)
+        self.check_every = as_count("check_every", check_every)
         self._captured = CapturedStep(model, loss) if graph else None
         self.epoch = self.step = self.batch = 0
         self.history: list[dict[str, Any]] = []
@@ -159,7 +158,7 @@ class Trainer:
             ValueError: ``epochs`` below 1, no batches. TypeError: ``epochs`` is not an int,
                 ``train_loader`` is a pair of arrays.
         """
-        epochs = count_of("epochs", epochs)
+        epochs = as_count("epochs", epochs)
         if isinstance(train_loader, tuple):
             raise TypeError(
                 "train_loader must give batches, got a tuple; use DataLoader(images, labels, "
@@ -203,7 +202,7 @@ class Trainer:
             ValueError: no images, or another number of labels than of images.
             TrainingDivergedError: a loss is NaN or infinite.
         """
-        return self._evaluate(_as_batches(data, count_of("batch_size", batch_size)))
+        return self._evaluate(_as_batches(data, as_count("batch_size", batch_size)))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training stands: counts, this epoch's sums, position in the loader, history.
@@ -232,7 +231,7 @@ class Trainer:
         if missing:
             raise ValueError(f"state must come from Trainer.state_dict(), but it lacks {missing}")
         counts = {
-            name: count_of(f"state[{name!r}]", state[name], minimum=0)
+            name: as_count(f"state[{name!r}]", state[name], minimum=0)
             for name in ("epoch", "step", "batch")
         }
         history = state["history"]
@@ -244,7 +243,7 @@ class Trainer:
             )
         totals = Totals()
         totals.load_state_dict(state["totals"])
-        seconds = real_of("state['seconds']", state["seconds"])
+        seconds = as_real("state['seconds']", state["seconds"])
         self._totals = totals
         vars(self).update(counts)
         self._seconds = seconds

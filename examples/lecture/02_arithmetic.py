@@ -29,11 +29,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from arraycnn import functional as F
-from arraycnn.geometry import (
-    conv_output_size,
-    conv_transpose_output_size,
-    pool_window,
-)
+from arraycnn.geometry import conv_output_size, conv_transpose_output_size, pool_window
 
 # %% [markdown]
 # ## The sliding window

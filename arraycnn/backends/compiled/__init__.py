@@ -43,7 +43,7 @@ def numba_is_wanted() -> bool:
     return wish == "1" and find_spec("numba") is not None
 
 
-class CompiledCpuBackend(CompiledFilters, CpuBackend):
+class CompiledBackend(CompiledFilters, CpuBackend):
     """`CpuBackend`, with Numba where the arrays are float32."""
 
     def __init__(self) -> None:

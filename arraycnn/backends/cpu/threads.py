@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from arraycnn.geometry import count_of
+from arraycnn.arguments import as_count
 
 VARIABLE = "ARRAYCNN_NUM_THREADS"
 WORTHWHILE = 2e-4  # seconds of work; handing it to another thread costs a sixth of that
@@ -45,7 +45,7 @@ class Workers:
 
     @count.setter
     def count(self, count: int) -> None:
-        self._count = count_of("num_threads", count)
+        self._count = as_count("num_threads", count)
 
     def run(
         self, part: Callable[[int], None], parts: int, seconds: float, blas: bool = True

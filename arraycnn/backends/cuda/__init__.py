@@ -37,7 +37,15 @@ def guarded(cls: T) -> T:
     return cls
 
 
-_UNGUARDED = ("captured_keys", "describe", "own_products", "owns", "synchronize", "to_numpy")
+_UNGUARDED = (
+    "captured_keys",
+    "describe",
+    "own_products",
+    "owns",
+    "select",
+    "synchronize",
+    "to_numpy",
+)
 
 
 def _guarded(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -116,6 +124,10 @@ class CudaBackend(CudaConvolution, CudaPooling, CudaLosses, CudaPointwise, CudaU
 
     def to_numpy(self, x: Array) -> Array:
         return self.xp.asnumpy(x)
+
+    def select(self) -> None:
+        """Make this CuPy's current device, on which CuPy allocates and launches."""
+        self.device.use()
 
     def synchronize(self) -> None:
         """Wait for the current stream of this device."""

@@ -110,21 +110,22 @@ def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
-def device_index(name: str, cupy: Any) -> int:
-    """The device that ``"cuda"`` (CuPy's current one) or ``"cuda:<index>"`` names.
+def device_index(device: str | None, cupy: Any) -> int:
+    """The device that ``"cuda"`` (None: CuPy's current one) or ``"cuda:<device>"`` names.
 
     Raises:
-        ValueError: the name is not of that form, or there is no such device.
+        ValueError: not a number, or there is no such device.
     """
-    kind, colon, number = name.partition(":")
-    if kind != "cuda" or (colon and not number.isdecimal()):
-        raise ValueError(f"backend must be 'cpu', 'cuda', 'cuda:<device>' or 'auto', got {name!r}")
-    if not colon:
+    if device is None:
         return int(cupy.cuda.Device().id)
-    count = cupy.cuda.runtime.getDeviceCount()
-    if int(number) >= count:
+    if not device.isdecimal():
         raise ValueError(
-            f"backend {name!r} does not exist: this machine has {count} CUDA "
+            f"backend must be 'cuda' or 'cuda:<device>' with a number, got 'cuda:{device}'"
+        )
+    count = cupy.cuda.runtime.getDeviceCount()
+    if int(device) >= count:
+        raise ValueError(
+            f"backend 'cuda:{device}' does not exist: this machine has {count} CUDA "
             f"device{'s' if count > 1 else ''}, 'cuda:0' to 'cuda:{count - 1}'"
         )
-    return int(number)
+    return int(device)

@@ -6,25 +6,25 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from arraycnn.scalars import real_of
+from arraycnn.arguments import as_real
 
 
 @pytest.mark.parametrize("value", [0.5, Fraction(1, 2), np.float64(0.5), np.float32(0.5)])
 def test_gives_a_python_float(value):
-    assert type(real_of("lr", value)) is float
-    assert real_of("lr", value) == 0.5
+    assert type(as_real("lr", value)) is float
+    assert as_real("lr", value) == 0.5
 
 
 def test_integers_are_numbers():
-    assert real_of("lr", 0) == 0.0
-    assert real_of("lr", np.int64(3)) == 3.0
-    assert real_of("fill", -1, minimum=-math.inf) == -1.0
+    assert as_real("lr", 0) == 0.0
+    assert as_real("lr", np.int64(3)) == 3.0
+    assert as_real("fill", -1, minimum=-math.inf) == -1.0
 
 
 @pytest.mark.parametrize("value", [True, "0.5", None, 1j, np.zeros(1), [0.5]])
 def test_what_is_no_number(value):
     with pytest.raises(TypeError, match="lr must be a number, got "):
-        real_of("lr", value)
+        as_real("lr", value)
 
 
 @pytest.mark.parametrize(
@@ -40,4 +40,4 @@ def test_what_is_no_number(value):
 )
 def test_out_of_range(value, limits, match):
     with pytest.raises(ValueError, match=match):
-        real_of("lr", value, **limits)
+        as_real("lr", value, **limits)
