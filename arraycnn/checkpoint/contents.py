@@ -10,8 +10,9 @@ from arraycnn.checkpoint.config import describe, is_schedule
 from arraycnn.checkpoint.hdf5 import TYPES, Entry
 from arraycnn.checkpoint.metadata import plain
 from arraycnn.errors import CheckpointError
-from arraycnn.layers.layer import Layer, Parameter, Tensor
+from arraycnn.layers.layer import Layer
 from arraycnn.optim import Optimizer
+from arraycnn.parameters import Parameter, Variable
 from arraycnn.version import __version__
 
 FORMAT = "arraycnn checkpoint"
@@ -41,18 +42,18 @@ _OPTIMIZER_FIELDS: dict[str, tuple[type, ...]] = {
 }
 
 
-def tensors_of(model: Layer) -> dict[str, Tensor]:
+def tensors_of(model: Layer) -> dict[str, Variable]:
     """Parameters and buffers by name, a shared one under its first name only."""
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Variable] = {}
     seen: set[int] = set()
-    for name, tensor in model.named_tensors():
+    for name, tensor in model.named_variables():
         if id(tensor) not in seen:
             seen.add(id(tensor))
             tensors[name] = tensor
     return tensors
 
 
-def group_of(tensor: Tensor) -> str:
+def group_of(tensor: Variable) -> str:
     """The group of the file that holds ``tensor``."""
     return "params" if isinstance(tensor, Parameter) else "buffers"
 
@@ -62,7 +63,7 @@ def entry(group: str, name: str, dtype: Any, shape: Shape) -> Entry:
     return Entry(f"{group}/{name.replace('.', '/')}", str(dtype), tuple(shape))
 
 
-def entry_of(name: str, tensor: Tensor) -> Entry:
+def entry_of(name: str, tensor: Variable) -> Entry:
     """The entry that ``tensor`` of a model needs."""
     return entry(group_of(tensor), name, tensor.dtype, tensor.shape)
 

@@ -91,7 +91,7 @@ def _keras_plan(model: Layer, input_shape: Shape) -> Iterator[tuple[str, Layer, 
             channels, *sizes = shape[1:]
             positions = np.arange(int(np.prod(sizes)) * channels)
             order = positions.reshape(-1, channels).T.reshape(-1)  # ours (C, L), theirs (L, C)
-        if id(layer) in seen or not any(True for _ in layer.named_tensors()):
+        if id(layer) in seen or not any(True for _ in layer.named_variables()):
             continue
         seen.add(id(layer))
         if type(layer) not in _KERAS_NAMES:

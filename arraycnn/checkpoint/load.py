@@ -31,8 +31,9 @@ from arraycnn.checkpoint.info import CheckpointInfo, info_of, read_meta, reading
 from arraycnn.checkpoint.metadata import MAX_BYTES, plain
 from arraycnn.checkpoint.save import Positioned
 from arraycnn.errors import CheckpointError
-from arraycnn.layers.layer import Layer, RandomLayer, Tensor
+from arraycnn.layers.layer import Layer, RandomLayer
 from arraycnn.optim import Optimizer
+from arraycnn.parameters import Variable
 from arraycnn.schedules import Schedule
 
 _SLOTS = 8  # arrays per parameter that an optimizer may keep, to bound the size of a file
@@ -149,7 +150,7 @@ def load_model(
     return model.to(target)
 
 
-def _size_limit(tensors: Mapping[str, Tensor]) -> int:
+def _size_limit(tensors: Mapping[str, Variable]) -> int:
     """The most bytes that a file for these tensors needs; larger ones are not taken into memory."""
     arrays: int = (1 + _SLOTS) * sum(t.size * t.dtype.itemsize for t in tensors.values())
     headers = (1 + _SLOTS) * 4096 * (1 + len(tensors))
@@ -175,7 +176,7 @@ def _text(entry: Entry) -> str:
     return f"a {entry.dtype} {kind} of shape {entry.shape}"
 
 
-def _typed_as(entries: Mapping[str, Entry], name: str, tensor: Tensor) -> Entry:
+def _typed_as(entries: Mapping[str, Entry], name: str, tensor: Variable) -> Entry:
     """The entry of a tensor that may take any float dtype if it is of one."""
     own = entry_of(name, tensor)
     stored = entries.get(name, own)

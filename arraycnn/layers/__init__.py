@@ -20,7 +20,7 @@ from arraycnn.layers.conv import (
     ConvTranspose3d,
 )
 from arraycnn.layers.dense import Dense, Flatten
-from arraycnn.layers.layer import Backward, Buffer, Layer, Parameter
+from arraycnn.layers.layer import Backward, Layer
 from arraycnn.layers.normalization import BatchNorm, Dropout
 from arraycnn.layers.pooling import (
     AdaptiveAvgPool2d,
@@ -33,6 +33,7 @@ from arraycnn.layers.pooling import (
     MaxPool3d,
 )
 from arraycnn.layers.sequential import Residual, Sequential
+from arraycnn.parameters import Buffer, Parameter
 
 __all__ = [
     "ELU",

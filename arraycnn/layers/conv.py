@@ -19,13 +19,14 @@ from arraycnn.geometry import (
 from arraycnn.initializers import check_init, initial_weight
 from arraycnn.layers.layer import (
     Backward,
-    Parameter,
     RectifiedLayer,
     as_float_dtype,
     kept,
     receive_grad,
+    skips_input_grad,
 )
 from arraycnn.layers.normalization import BatchNorm
+from arraycnn.parameters import Parameter
 from arraycnn.rng import as_seed
 
 
@@ -118,6 +119,7 @@ class Conv(ConvBase):
             dtype=dtype,
         )  # fmt: skip
 
+    @skips_input_grad
     def forward(self, x: Array, *, relu: bool = False) -> tuple[Array, Backward]:
         backend, x = self.receive(x)
         window = self._window(x.shape)
@@ -129,13 +131,13 @@ class Conv(ConvBase):
         def backward(grad_h: Array, *, input_grad: bool = True) -> Array | None:
             delta = backend.batch_last(receive_grad(backend, grad_h, output, relu=relu))
             if bias is not None:
-                bias.add_grad(backend.channel_sum(delta))
+                bias.add_grad(backend.channel_sum(delta), copy=False)
             if not input_grad:
                 grad = backend.convolution_weight_grad(x, delta, weight.shape, window, groups)
-                weight.add_grad(grad)
+                weight.add_grad(grad, copy=False)
                 return None
             grad_x, grad = backend.convolution_grads(x, delta, weight.data, window, groups)
-            weight.add_grad(grad)
+            weight.add_grad(grad, copy=False)
             return grad_x
 
         return h, backward
@@ -212,6 +214,7 @@ class ConvTranspose(ConvBase):
             dtype=dtype,
         )  # fmt: skip
 
+    @skips_input_grad
     def forward(self, x: Array, *, relu: bool = False) -> tuple[Array, Backward]:
         backend, x = self.receive(x)
         window = self._window(x.shape)
@@ -226,9 +229,11 @@ class ConvTranspose(ConvBase):
 
         def backward(grad_h: Array, *, input_grad: bool = True) -> Array | None:
             delta = backend.batch_last(receive_grad(backend, grad_h, output, relu=relu))
-            weight.add_grad(backend.convolution_weight_grad(delta, x, weight.shape, window, groups))
+            weight.add_grad(
+                backend.convolution_weight_grad(delta, x, weight.shape, window, groups), copy=False
+            )
             if bias is not None:
-                bias.add_grad(backend.channel_sum(delta))
+                bias.add_grad(backend.channel_sum(delta), copy=False)
             if not input_grad:
                 return None
             return backend.convolution(delta, weight.data, None, window, groups)

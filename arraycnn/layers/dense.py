@@ -11,12 +11,13 @@ from arraycnn.initializers import check_init, initial_weight
 from arraycnn.layers.layer import (
     Backward,
     Layer,
-    Parameter,
     RectifiedLayer,
     as_float_dtype,
     kept,
     receive_grad,
+    skips_input_grad,
 )
+from arraycnn.parameters import Parameter
 from arraycnn.rng import as_seed
 
 
@@ -62,6 +63,7 @@ class Dense(RectifiedLayer):
         if self.bias is not None:
             self.bias.data[...] = 0
 
+    @skips_input_grad
     def forward(self, x: Array, *, relu: bool = False) -> tuple[Array, Backward]:
         backend, v = self.receive(x)
         weight, bias = self.weight, self.bias
@@ -71,9 +73,9 @@ class Dense(RectifiedLayer):
 
         def backward(grad_h: Array, *, input_grad: bool = True) -> Array | None:
             delta = receive_grad(backend, grad_h, output, relu=relu)
-            weight.add_grad(backend.dense_weight_grad(v, delta))
+            weight.add_grad(backend.dense_weight_grad(v, delta), copy=False)
             if bias is not None:
-                bias.add_grad(backend.channel_sum(delta))
+                bias.add_grad(backend.channel_sum(delta), copy=False)
             return backend.dense_input_grad(delta, weight.data) if input_grad else None
 
         return h, backward

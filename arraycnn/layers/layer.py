@@ -4,7 +4,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
-from typing import Any, NamedTuple, Self, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -18,59 +18,30 @@ from arraycnn.arguments import (
 )
 from arraycnn.arrays import Array, Shape
 from arraycnn.backends import Backend, BackendLike, backend_of, get_backend
+from arraycnn.parameters import Parameter, Variable
 from arraycnn.rng import child_seed
 
-# backward(grad_y) → grad_x. Layers with parameters also take input_grad=False: parameters only.
-Backward: TypeAlias = Callable[..., Array]
+# backward(grad_y) → grad_x, one for each input; see also `skips_input_grad`.
+Backward: TypeAlias = Callable[..., Any]
 DTYPES = ("float16", "float32", "float64")
 _PLAIN = int, tuple, type(None), str, float  # asking an abstract class takes ten times as long
 
 
-class Tensor:
-    """An array that belongs to a layer's state."""
-
-    __slots__ = ("data",)
-
-    def __init__(self, data: Array) -> None:
-        self.data = data
-
-    @property
-    def shape(self) -> Shape:
-        return tuple(self.data.shape)
-
-    @property
-    def size(self) -> int:
-        return int(self.data.size)
-
-    @property
-    def dtype(self) -> Any:
-        return self.data.dtype
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype})"
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Buffer(Tensor):
-    """State that is saved but not trained."""
+def skips_input_grad(forward: F) -> F:
+    """Mark a ``forward`` whose backward takes ``input_grad=False`` and then returns None."""
+    forward.skips_input_grad = True  # type: ignore[attr-defined]
+    return forward
 
-    __slots__ = ()
 
-
-class Parameter(Tensor):
-    """A trained array and the gradient that backward has added up, None before."""
-
-    __slots__ = ("grad",)
-
-    def __init__(self, data: Array) -> None:
-        super().__init__(data)
-        self.grad: Array | None = None
-
-    def add_grad(self, grad: Array) -> None:
-        """Add to the gradient."""
-        if self.grad is None:
-            self.grad = grad
-        else:
-            self.grad += grad
+def backward_to_parameters(layer: "Layer", backward: Backward, grad: Any) -> None:
+    """Call a backward of ``layer`` whose input gradients nobody needs."""
+    if getattr(layer.forward, "skips_input_grad", False):
+        backward(grad, input_grad=False)
+    else:
+        backward(grad)
 
 
 class Layer(ABC):
@@ -129,17 +100,17 @@ class Layer(ABC):
         for name, layer in self.children():
             yield from layer.named_layers(f"{prefix}.{name}" if prefix else name)
 
-    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def named_variables(self) -> Iterator[tuple[str, Variable]]:
         """Parameters and buffers by dotted name, PyTorch's names."""
         for path, layer in self.named_layers():
             for name, value in vars(layer).items():
-                if isinstance(value, Tensor):
+                if isinstance(value, Variable):
                     yield (f"{path}.{name}" if path else name), value
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """(name, parameter), each parameter once."""
         seen: set[int] = set()
-        for name, tensor in self.named_tensors():
+        for name, tensor in self.named_variables():
             if isinstance(tensor, Parameter) and id(tensor) not in seen:
                 seen.add(id(tensor))
                 yield name, tensor
@@ -150,7 +121,7 @@ class Layer(ABC):
 
     def state_dict(self) -> dict[str, Array]:
         """Parameters and buffers by name; the arrays themselves, not copies."""
-        return {name: tensor.data for name, tensor in self.named_tensors()}
+        return {name: tensor.data for name, tensor in self.named_variables()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Copy arrays by name into the parameters and buffers, converting dtype and device.
@@ -167,7 +138,7 @@ class Layer(ABC):
                 f"state must be a mapping of names to arrays, as state_dict() returns, got "
                 f"{type(state).__name__}"
             )
-        tensors = dict(self.named_tensors())
+        tensors = dict(self.named_variables())
         missing = [name for name in tensors if name not in state] if strict else []
         unexpected = [name for name in state if name not in tensors] if strict else []
         loaded = {name: _host_copy(name, state[name]) for name in tensors if name in state}
@@ -247,7 +218,7 @@ class Layer(ABC):
             backend = get_backend(backend)
             for _, layer in self.named_layers():
                 layer.backend = backend
-        for _, tensor in self.named_tensors():
+        for _, tensor in self.named_variables():
             target = backend or backend_of(tensor.data)
             kind = dtype if tensor.dtype.kind == "f" else None
             tensor.data = _moved(tensor.data, target, kind)
@@ -259,7 +230,7 @@ class Layer(ABC):
     def dtype(self) -> Any:
         """The dtype of the parameters; None for a layer without any."""
         for value in reversed(vars(self).values()):  # tensors come last
-            if isinstance(value, Tensor) and value.data.dtype.kind == "f":
+            if isinstance(value, Variable) and value.data.dtype.kind == "f":
                 return value.data.dtype
         for _, layer in self.children():
             if (dtype := layer.dtype) is not None:

@@ -10,14 +10,14 @@ from arraycnn.backends import Backend, BackendLike, get_backend
 from arraycnn.functional.normalization import check_batch, update_running
 from arraycnn.layers.layer import (
     Backward,
-    Buffer,
-    Parameter,
     RandomLayer,
     RectifiedLayer,
     as_float_dtype,
     kept,
     receive_grad,
+    skips_input_grad,
 )
+from arraycnn.parameters import Buffer, Parameter
 from arraycnn.rng import as_seed
 
 
@@ -61,6 +61,7 @@ class BatchNorm(RectifiedLayer):
         for zero in (self.bias, self.running_mean, self.num_batches_tracked):
             zero.data[...] = 0
 
+    @skips_input_grad
     def forward(self, x: Array, *, relu: bool = False) -> tuple[Array, Backward]:
         backend, x = self.receive(x)
         self.output_shape(x.shape)
@@ -83,8 +84,8 @@ class BatchNorm(RectifiedLayer):
             grad_x, grad_weight, grad_bias = backend.batch_norm_grad(
                 x, mean, inverse_std, weight.data, delta, output if relu else None
             )
-            weight.add_grad(grad_weight)
-            bias.add_grad(grad_bias)
+            weight.add_grad(grad_weight, copy=False)
+            bias.add_grad(grad_bias, copy=False)
             return grad_x if input_grad else None
 
         return y, backward

@@ -8,7 +8,15 @@ from arraycnn.arrays import Array, Shape
 from arraycnn.backends import BackendLike, get_backend
 from arraycnn.layers.activation import ReLU
 from arraycnn.layers.conv import Conv
-from arraycnn.layers.layer import Backward, Layer, RectifiedLayer, kept, receive_grad
+from arraycnn.layers.layer import (
+    Backward,
+    Layer,
+    RectifiedLayer,
+    backward_to_parameters,
+    kept,
+    receive_grad,
+    skips_input_grad,
+)
 from arraycnn.layers.normalization import BatchNorm
 from arraycnn.layers.pooling import MaxPool
 from arraycnn.rng import as_seed
@@ -47,6 +55,7 @@ class Sequential(Layer):
     def layers(self) -> tuple[Layer, ...]:
         return self._layers
 
+    @skips_input_grad
     def forward(self, x: Array) -> tuple[Array, Backward]:
         _, y = self.receive(x)
         backwards: list[tuple[Layer, Backward]] = []
@@ -60,9 +69,11 @@ class Sequential(Layer):
                 trained = (i for i, (layer, _) in enumerate(backwards) if layer.parameters())
                 first = next(trained, len(backwards))
             for index in reversed(range(first, len(backwards))):
-                backward = backwards[index][1]
-                wanted = input_grad or index > first
-                grad = backward(grad) if wanted else backward(grad, input_grad=False)
+                layer, backward = backwards[index]
+                if input_grad or index > first:
+                    grad = backward(grad)
+                else:
+                    backward_to_parameters(layer, backward, grad)
             return grad if input_grad else None
 
         return y, backward_all
@@ -180,6 +191,7 @@ class Residual(RectifiedLayer):
         self.shortcut = shortcut
         adopt(self, seed, backend)
 
+    @skips_input_grad
     def forward(self, x: Array, *, relu: bool = False) -> tuple[Array, Backward]:
         backend, x = self.receive(x)
         self._check(x.shape)
@@ -199,7 +211,7 @@ class Residual(RectifiedLayer):
             if not input_grad:
                 for layer, branch in branches:
                     if layer.parameters():
-                        branch(delta, input_grad=False)
+                        backward_to_parameters(layer, branch, delta)
                 return None
             grads = [branch(delta) for _, branch in branches]
             return backend.add(grads[0], grads[1] if len(grads) > 1 else delta)

@@ -27,8 +27,16 @@ from arraycnn.initializers import check_init, initial_weight
 from arraycnn.layers.activation import Activation, tanh_slope
 from arraycnn.layers.conv import Conv2d
 from arraycnn.layers.dense import Dense, Flatten
-from arraycnn.layers.layer import Backward, Layer, Parameter, as_float_dtype, kept, receive_grad
+from arraycnn.layers.layer import (
+    Backward,
+    Layer,
+    as_float_dtype,
+    kept,
+    receive_grad,
+    skips_input_grad,
+)
 from arraycnn.layers.sequential import Sequential
+from arraycnn.parameters import Parameter
 from arraycnn.rng import as_seed
 
 
@@ -102,6 +110,7 @@ class PartialConv2d(Layer):
         weight = initial_weight(self.init, self.weight.shape, fan_in, fan_out, seed)
         self.weight.data[...] = self.backend.asarray(weight, self.weight.dtype)
 
+    @skips_input_grad
     def forward(self, x: Array) -> tuple[Array, Backward]:
         backend, x = self.receive(x)
         window = self._window(x.shape)
@@ -117,7 +126,7 @@ class PartialConv2d(Layer):
         def backward(grad_h: Array, *, input_grad: bool = True) -> Array | None:
             delta = backend.batch_last(receive_grad(backend, grad_h, output))
             grad = backend.convolution_weight_grad(x, delta, full.shape, window, 1)
-            weight.add_grad(grad[place])
+            weight.add_grad(grad[place], copy=False)
             return backend.convolution_input_grad(delta, full, window, 1) if input_grad else None
 
         return h, backward
@@ -176,6 +185,7 @@ class UnitBias(Layer):
     def initialize(self, seed: int) -> None:
         self.bias.data[...] = 0
 
+    @skips_input_grad
     def forward(self, x: Array) -> tuple[Array, Backward]:
         backend, x = self.receive(x)
         self.output_shape(x.shape)
@@ -185,7 +195,7 @@ class UnitBias(Layer):
 
         def backward(grad_y: Array, *, input_grad: bool = True) -> Array | None:
             delta = receive_grad(backend, grad_y, output)
-            bias.add_grad(delta.sum(axis=0))
+            bias.add_grad(delta.sum(axis=0), copy=False)
             return delta if input_grad else None
 
         return y, backward

@@ -8,8 +8,8 @@ import numpy as np
 from arraycnn.arguments import as_real
 from arraycnn.arrays import Array
 from arraycnn.backends import backend_of
-from arraycnn.layers.layer import Parameter
 from arraycnn.optim.optimizer import parameter_list
+from arraycnn.parameters import Parameter
 
 
 def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from arraycnn.arguments import as_real
 from arraycnn.arrays import Array
 from arraycnn.backends import Backend, backend_of
-from arraycnn.layers.layer import Parameter
+from arraycnn.parameters import Parameter
 
 
 class RealAttribute:

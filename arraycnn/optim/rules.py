@@ -6,8 +6,8 @@ from typing import Any
 from arraycnn.arguments import as_real
 from arraycnn.arrays import Array
 from arraycnn.backends import Backend
-from arraycnn.layers.layer import Parameter
 from arraycnn.optim.optimizer import Optimizer, RealAttribute
+from arraycnn.parameters import Parameter
 
 
 class SGD(Optimizer):

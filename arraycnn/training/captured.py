@@ -15,7 +15,7 @@ import numpy as np
 
 from arraycnn.arrays import Array
 from arraycnn.errors import GraphCaptureError
-from arraycnn.layers.layer import Layer, RandomLayer
+from arraycnn.layers.layer import Layer, RandomLayer, backward_to_parameters
 from arraycnn.rng import stream_key
 
 Loss: TypeAlias = Callable[[Array, Array], tuple[Array, Array]]
@@ -79,12 +79,12 @@ class CapturedStep:
         with self._backend.own_products():
             logits, backward = self.model.forward(images)
             loss, grad = self.loss(logits, labels)
-            backward(grad, input_grad=False)
+            backward_to_parameters(self.model, backward, grad)
         return loss, logits
 
     def _placement(self) -> tuple[Any, ...]:
         """What a graph has built in beside the shapes: where the state lies, and how to compute."""
-        pointers = [tensor.data.data.ptr for _, tensor in self.model.named_tensors()]
+        pointers = [tensor.data.data.ptr for _, tensor in self.model.named_variables()]
         return *pointers, self._backend.tf32, self._backend.workspace_limit
 
 

@@ -12,7 +12,7 @@ from arraycnn.arguments import as_count, as_real
 from arraycnn.arrays import Array
 from arraycnn.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from arraycnn.checkpoint.atomic import PathLike
-from arraycnn.layers.layer import Layer
+from arraycnn.layers.layer import Layer, backward_to_parameters
 from arraycnn.optim import Optimizer, clip_grad_norm
 from arraycnn.schedules import Schedule
 from arraycnn.training.captured import CapturedStep
@@ -309,7 +309,7 @@ class Trainer:
             logits, backward = self.model.forward(images)
             loss, grad = self.loss(logits, labels)
             self._add_to_totals(loss, logits, labels)
-            backward(grad, input_grad=False)
+            backward_to_parameters(self.model, backward, grad)
         if self.clip_norm is not None:
             clip_grad_norm(self.optimizer.parameters, self.clip_norm)
         self.optimizer.step()

@@ -120,7 +120,7 @@ def device_index(device: str | None, cupy: Any) -> int:
         return int(cupy.cuda.Device().id)
     if not device.isdecimal():
         raise ValueError(
-            f"backend must be 'cuda' or 'cuda:<device>' with a number, got 'cuda:{device}'"
+            f"backend must be 'cpu', 'cuda', or 'cuda:<device>' with a number, got 'cuda:{device}'"
         )
     count = cupy.cuda.runtime.getDeviceCount()
     if int(device) >= count:
