@@ -27,6 +27,7 @@ from arraycnn.checkpoint.metadata import MAX_BYTES, plain
 from arraycnn.checkpoint.save import Positioned
 from arraycnn.errors import CheckpointError
 from arraycnn.files import PathLike
+from arraycnn.interrupts import held_signals
 from arraycnn.layers.layer import Layer, RandomLayer
 from arraycnn.optim import Optimizer
 from arraycnn.parameters import Variable
@@ -89,14 +90,14 @@ def load_checkpoint(
             _try_loader(loader, meta["loader"])
         if optimizer is not None:
             _load_optimizer(optimizer, model, meta, moments)
-    # From here on nothing can fail.
-    if loader is not None:
-        loader.load_state_dict(meta["loader"])
-    if target is not None:
-        model.to(target)
-    for name, array in fresh.items():
-        tensors[name].data[...] = array
-    model.load_random_state(meta["random"])
+    with held_signals():  # from here on nothing can fail
+        if loader is not None:
+            loader.load_state_dict(meta["loader"])
+        if target is not None:
+            model.to(target)
+        for name, array in fresh.items():
+            tensors[name].data[...] = array
+        model.load_random_state(meta["random"])
     return info
 
 
