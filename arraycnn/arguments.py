@@ -61,6 +61,13 @@ def as_probability(name: str, value: Any) -> float:
     return number
 
 
+def as_bool(name: str, value: Any) -> bool:
+    """``value`` if it is True or False, NumPy's included; TypeError otherwise."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
 def as_int(value: Any) -> int:
     """An int from anything that is one (NumPy integers too, bools not); TypeError otherwise."""
     if isinstance(value, bool):

@@ -8,7 +8,7 @@ import numpy as np
 from arraycnn.arguments import as_real
 from arraycnn.arrays import Array
 from arraycnn.backends import backend_of
-from arraycnn.optim.optimizer import parameter_list
+from arraycnn.optim.groups import parameter_list
 from arraycnn.parameters import Parameter
 
 
