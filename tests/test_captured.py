@@ -47,7 +47,7 @@ def trained(graph: bool, epochs: int = 2, **options: Any) -> tuple[dict[str, Any
     trainer = Trainer(model, optimizer, schedule=schedule, graph=graph, **options)
     loader = ac.DataLoader(*data(20), 8, shuffle=True, seed=1)  # the last batch is smaller
     history = trainer.fit(loader, epochs)
-    assert not graph or trainer._captured.captured
+    assert not graph or trainer._step.captured
     return state(model), [record["train_loss"] for record in history]
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,23 @@ def clip_grad_value(parameters: Iterable[Parameter], max_value: float) -> None:
     xp = backend_of(*(grad for _, grad in active)).xp
     for parameter, grad in active:
         parameter.grad = xp.asarray(xp.clip(grad, -max_value, max_value))
+
+
+def gradient_norm(parameters: Iterable[Parameter], *, exact: bool) -> Any:
+    """The norm of all gradients or its square, to see whether they are finite.
+
+    Args:
+        exact: leave the number on the device, computed so that no finite gradient overflows; else
+            that is looked at, and computed again where it must be.
+    """
+    gradients = [p.grad.reshape(-1) for p in parameters if p.grad is not None]
+    if not gradients:
+        return 0.0
+    flat = backend_of(gradients[0]).xp.concatenate(gradients)
+    if not exact and math.isfinite(square := float(flat.dot(flat))):
+        return square
+    flat = flat.astype(np.float64)
+    return flat.dot(flat)
 
 
 def _with_gradients(parameters: Iterable[Parameter]) -> list[tuple[Parameter, Array]]:
