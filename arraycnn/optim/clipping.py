@@ -64,10 +64,11 @@ def gradient_norm(parameters: Iterable[Parameter], *, exact: bool) -> Any:
     if not gradients:
         return 0.0
     flat = backend_of(gradients[0]).xp.concatenate(gradients)
-    if not exact and math.isfinite(square := float(flat.dot(flat))):
-        return square
-    flat = flat.astype(np.float64)
-    return flat.dot(flat)
+    with np.errstate(all="ignore"):
+        if not exact and math.isfinite(square := float(flat.dot(flat))):
+            return square
+        flat = flat.astype(np.float64)
+        return flat.dot(flat)
 
 
 def _with_gradients(parameters: Iterable[Parameter]) -> list[tuple[Parameter, Array]]:

@@ -33,6 +33,20 @@ def check_model(model: Any, optimizer: Any) -> None:
         )
 
 
+_FUNCTIONS = {
+    "loss": "a function of (outputs, targets)",
+    "step": "a function of (inputs, targets) or None",
+    "schedule": "a function of the step or None; for a fixed rate set the optimizer's lr",
+}
+
+
+def check_functions(**functions: Any) -> None:
+    """Refuse what cannot be called; the step and the schedule may be None."""
+    for name, function in functions.items():
+        if not callable(function) and (function is not None or name == "loss"):
+            raise TypeError(f"{name} must be {_FUNCTIONS[name]}, got {function!r}")
+
+
 def as_batches(name: str, data: Any, batch_size: int = 256) -> Batches:
     """``data`` if it is batches already, else slices of its two arrays.
 
@@ -58,7 +72,7 @@ def check_loader(name: str, loader: Any) -> Batches:
     """``loader`` if it can give batches."""
     if isinstance(loader, dict | tuple) or not hasattr(loader, "__iter__"):
         raise TypeError(
-            f"{name} must give batches (inputs, targets), got a {type(loader).__name__}; use "
+            f"{name} must give batches (inputs, targets), got {type(loader).__name__}; use "
             "DataLoader(images, labels, batch_size, shuffle=True)"
         )
     return loader  # type: ignore[no-any-return]
@@ -77,11 +91,6 @@ def check_batch(name: str, batch: Any) -> Batch:
         f"{name} must give batches (inputs, targets), got {got}; two arrays are given as a tuple, "
         "(images, labels), several inputs of a network as a tuple in the place of inputs"
     )
-
-
-def has_position(loader: Any) -> bool:
-    """Whether a loader can say where it is, and be put there again."""
-    return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
 
 
 def _cut(part: Any, start: int, size: int) -> Any:

@@ -1,11 +1,11 @@
 """The training loop: epochs, evaluation, learning rate, history, and stopping in good order."""
 
+import math
 import signal
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from arraycnn import functional as F
 from arraycnn.arguments import as_count, as_real
@@ -13,29 +13,21 @@ from arraycnn.arrays import Array
 from arraycnn.backends import Backend
 from arraycnn.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from arraycnn.checkpoint.atomic import PathLike
-from arraycnn.data import DataLoader
 from arraycnn.layers.layer import Layer
 from arraycnn.optim import Optimizer, clip_grad_norm
 from arraycnn.optim.clipping import gradient_norm
-from arraycnn.parameters import Parameter
-from arraycnn.registry import preferred
 from arraycnn.schedules import Schedule
-from arraycnn.training.arguments import (
-    Batches,
-    as_batches,
-    check_batch,
-    check_loader,
-    check_model,
-    has_position,
-)
+from arraycnn.training.arguments import Batches, as_batches, check_functions, check_model
 from arraycnn.training.captured import CapturedStep
 from arraycnn.training.divergence import diverged
+from arraycnn.training.evaluation import evaluation
 from arraycnn.training.freezing import frozen
 from arraycnn.training.interrupts import interrupt_calls
 from arraycnn.training.progress import Progress
-from arraycnn.training.step import EagerStep, Loss, Step, as_tuple, checked_loss
+from arraycnn.training.source import Source
+from arraycnn.training.step import EagerStep, Loss, Step, checked_loss
 from arraycnn.training.totals import NotFiniteError, Totals, figures_of
-from arraycnn.training.undo import Undo
+from arraycnn.training.work import Work
 
 
 class Callback:
@@ -58,15 +50,6 @@ _FUNCTIONS = {
     "step": "(inputs, targets)",
     "schedule": "the step, for a fixed rate set the optimizer's lr,",
 }
-
-
-class _Work(NamedTuple):
-    """What `Trainer.fit` lists once."""
-
-    backend: Backend
-    parameters: list[Parameter]  # of the model
-    trained: list[Parameter]  # of the optimizer
-    undo: Undo
 
 
 class Trainer:
@@ -120,13 +103,7 @@ class Trainer:
         graph: bool = False,
     ) -> None:
         check_model(model, optimizer)
-        if step is not None and not callable(step):
-            raise TypeError(f"step must be a function of (inputs, targets) or None, got {step!r}")
-        if schedule is not None and not callable(schedule):
-            raise TypeError(
-                f"schedule must be a function of the step or None, got {schedule!r}; for a fixed "
-                "rate set the optimizer's lr"
-            )
+        check_functions(step=step, schedule=schedule)
         if graph and step is not None:
             raise ValueError("graph=True makes a step of its own; leave it out, or step")
         loss = loss or getattr(step, "loss", None) or F.softmax_cross_entropy
@@ -154,8 +131,7 @@ class Trainer:
 
     @loss.setter
     def loss(self, loss: Loss) -> None:
-        if not callable(loss):
-            raise TypeError(f"loss must be a function of (outputs, targets), got {loss!r}")
+        check_functions(loss=loss)
         self._loss = loss
         if hasattr(self._step, "loss"):
             self._step.loss = loss
@@ -216,29 +192,29 @@ class Trainer:
                 or ``train_loader`` does not give batches.
         """
         epochs = as_count("epochs", epochs)
-        check_loader("train_loader", train_loader)
+        source = Source(train_loader)
         test_batches = None if test is None else as_batches("test", test)
         check_model(self.model, self.optimizer)
-        work = self._list()
-        if self._move_loader and has_position(train_loader):
-            train_loader.load_state_dict(self._progress.loader)  # type: ignore[attr-defined]
+        work = Work(self.model, self.optimizer)
+        if self._move_loader:
+            source.move(self._progress.loader)
         self.interrupted = self._stopping = False
         self.signal = None
         self._clock = time.perf_counter()
         self._set(totals=self._progress.totals.looked_at(work.backend, forgiving=True))
-        _drop_gradients(work.parameters)
+        work.drop_gradients()
         try:
             with interrupt_calls(self._interrupt), frozen(self.model, work.trained):
                 while self.epoch < epochs and not self._stopping:
-                    if self._train_epoch(train_loader, work):
-                        self._end_epoch(train_loader, test_batches)
+                    if self._train_epoch(source, work):
+                        self._end_epoch(source, test_batches)
                 for callback in self.callbacks:
                     callback.on_end(self)
         except KeyboardInterrupt:
             self._interrupt(signal.SIGINT)
         finally:
             self._move_loader = self.batch > 0
-            _drop_gradients(work.parameters)
+            work.drop_gradients()
         return self.history
 
     def stop(self) -> None:
@@ -311,23 +287,18 @@ class Trainer:
             path, self.model, self.optimizer, schedule=self.schedule, loader=self
         )
 
-    def _train_epoch(self, loader: Any, work: _Work) -> bool:
-        """Train on the rest of the epoch; False if it was stopped before the loader's end."""
-        positioned = has_position(loader)
-        start = loader.state_dict() if positioned else None
+    def _train_epoch(self, source: Source, work: Work) -> bool:
+        """Train on the rest of the epoch; False if it was stopped before its end."""
         try:
-            for batch in loader if positioned else islice(loader, self.batch, None):
-                position = loader.state_dict() if positioned else None
-                self._update(*check_batch("train_loader", batch), position, work)
+            for (inputs, targets), position in source.rest(self.batch):
+                self._update(inputs, targets, position, work)
                 for callback in self.callbacks:
                     callback.on_step(self)
                 if self._stopping:
                     return False
         except BaseException:
-            if positioned and not self.batch:  # so that the next fit begins this epoch again
-                if isinstance(loader, DataLoader):  # which may have left an epoch early before
-                    start = {**loader.state_dict(), "batch": 0}
-                loader.load_state_dict(start)
+            if not self.batch:
+                source.begin_again()
             raise
         if self.batch == 0:
             raise ValueError(
@@ -336,13 +307,13 @@ class Trainer:
             )
         return True
 
-    def _update(self, inputs: Any, targets: Any, position: Any, work: _Work) -> None:
+    def _update(self, inputs: Any, targets: Any, position: Any, work: Work) -> None:
         """One update, or none at all: an error leaves everything as it was.
 
         ``position`` is that of the loader afterwards.
         """
         progress, lr = self._progress, self.optimizer.lr
-        restore = work.undo.point(statistics=self.check_every == 1)
+        undo = work.undo_point(statistics=self.check_every == 1)
         try:
             if self.schedule is not None:
                 self.optimizer.lr = self.schedule(progress.step)
@@ -351,18 +322,18 @@ class Trainer:
                 norm = gradient_norm(work.trained, exact=self.check_every > 1)
             else:
                 norm = clip_grad_norm(work.trained, self.clip_norm)
-            totals = progress.totals.with_batch(
-                figures_of(work.backend, progress.step + 1, value, targets, norm)
-            )
-            if len(totals.pending) >= self.check_every:
+            figures = figures_of(work.backend, progress.step + 1, value, targets, norm)
+            totals = progress.totals.with_batch(figures)
+            known = self.clip_norm is not None and not math.isfinite(norm)
+            if known or len(totals.pending) >= self.check_every:
                 totals = self._looked_at(totals, work.backend)
             self.optimizer.step()
         except BaseException:
-            restore()
+            undo()
             self.optimizer.lr = lr
             raise
         finally:
-            _drop_gradients(work.parameters)
+            work.drop_gradients()
         self._set(
             step=progress.step + 1,
             batch=progress.batch + 1,
@@ -371,28 +342,19 @@ class Trainer:
             loader=position,
         )
 
-    def _end_epoch(self, loader: Any, test: Batches | None) -> None:
+    def _end_epoch(self, source: Source, test: Batches | None) -> None:
         self._look()
         tested = {"loss": None, "accuracy": None}
         if test is not None:
             tested = self._evaluate("test", test)
-        self._set(
-            seconds=self._seconds(),
-            loader=loader.state_dict() if has_position(loader) else None,
-        )
+        self._set(seconds=self._seconds(), loader=source.position())
         self._progress = self._progress.after_epoch(self.optimizer.lr, tested)
         for callback in self.callbacks:
             callback.on_epoch(self)
 
     def _evaluate(self, name: str, batches: Batches) -> dict[str, Any]:
-        backend, totals = self._backend(), Totals()
-        with preferred(self.model.backend):
-            for batch in batches:
-                inputs, targets = check_batch(name, batch)
-                outputs = self.model(*as_tuple(inputs))
-                value = checked_loss(self.loss(outputs, targets))
-                value = value.paired(value[0], outputs)
-                totals = totals.with_batch(figures_of(backend, self.step, value, targets, 0.0))
+        backend = self._backend()
+        totals = evaluation(self.model, self.loss, name, batches, backend=backend, step=self.step)
         totals = self._looked_at(totals, backend, test=True)
         if not totals.labels:
             raise ValueError(
@@ -423,14 +385,6 @@ class Trainer:
         self.signal = number
         self.stop()
 
-    def _list(self) -> _Work:
-        return _Work(
-            self._backend(),
-            self.model.parameters(),
-            self.optimizer.parameters,
-            Undo(self.model),
-        )
-
     def _backend(self) -> Backend:
         return self.model.backend or self.optimizer.parameters[0].backend
 
@@ -441,8 +395,3 @@ class Trainer:
         """The seconds of this epoch until now."""
         before, self._clock = self._clock, time.perf_counter()
         return self._progress.seconds + self._clock - before
-
-
-def _drop_gradients(parameters: Iterable[Parameter]) -> None:
-    for parameter in parameters:
-        parameter.grad = None
