@@ -12,6 +12,8 @@ from arraycnn.backends import backend_of
 from arraycnn.optim.groups import parameter_list
 from arraycnn.parameters import Parameter
 
+SMALL = 1 << 16  # elements: gradients up to here are cheaper copied together than asked singly
+
 
 def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
     """Scale all gradients together so that their Euclidean norm is at most ``max_norm``.
@@ -53,8 +55,8 @@ def clip_grad_value(parameters: Iterable[Parameter], max_value: float) -> None:
         parameter.grad = xp.asarray(xp.clip(grad, -max_value, max_value))
 
 
-def gradient_norm(parameters: Iterable[Parameter], *, exact: bool) -> Any:
-    """The norm of all gradients or its square, to see whether they are finite.
+def gradient_square(parameters: Iterable[Parameter], *, exact: bool) -> Any:
+    """The sum of the squares of all gradients, to see whether they are finite.
 
     Args:
         exact: leave the number on the device, computed so that no finite gradient overflows; else
@@ -63,12 +65,16 @@ def gradient_norm(parameters: Iterable[Parameter], *, exact: bool) -> Any:
     gradients = [p.grad.reshape(-1) for p in parameters if p.grad is not None]
     if not gradients:
         return 0.0
-    flat = backend_of(gradients[0]).xp.concatenate(gradients)
+    xp = backend_of(gradients[0]).xp
+    small = [gradient for gradient in gradients if gradient.size <= SMALL]
+    rows = [gradient for gradient in gradients if gradient.size > SMALL]
+    if small:
+        rows.append(xp.concatenate(small))
     with np.errstate(all="ignore"):
-        if not exact and math.isfinite(square := float(flat.dot(flat))):
+        if not exact and math.isfinite(square := float(sum(row.dot(row) for row in rows))):
             return square
-        flat = flat.astype(np.float64)
-        return flat.dot(flat)
+        rows = [row.astype(np.float64) for row in rows]
+        return sum(row.dot(row) for row in rows)
 
 
 def _with_gradients(parameters: Iterable[Parameter]) -> list[tuple[Parameter, Array]]:

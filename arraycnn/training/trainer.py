@@ -15,7 +15,7 @@ from arraycnn.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from arraycnn.checkpoint.atomic import PathLike
 from arraycnn.layers.layer import Layer
 from arraycnn.optim import Optimizer, clip_grad_norm
-from arraycnn.optim.clipping import gradient_norm
+from arraycnn.optim.clipping import gradient_square
 from arraycnn.schedules import Schedule
 from arraycnn.training.arguments import Batches, as_batches, check_functions, check_model
 from arraycnn.training.captured import CapturedStep
@@ -319,7 +319,7 @@ class Trainer:
                 self.optimizer.lr = self.schedule(progress.step)
             value = checked_loss(self._step(inputs, targets))
             if self.clip_norm is None:
-                norm = gradient_norm(work.trained, exact=self.check_every > 1)
+                norm = gradient_square(work.trained, exact=self.check_every > 1)
             else:
                 norm = clip_grad_norm(work.trained, self.clip_norm)
             figures = figures_of(work.backend, progress.step + 1, value, targets, norm)
