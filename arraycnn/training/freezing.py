@@ -1,6 +1,6 @@
 """Parameters that are not trained, and the layers that rest with them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from arraycnn.layers.layer import Layer
@@ -8,27 +8,30 @@ from arraycnn.parameters import Parameter
 
 
 @contextmanager
-def frozen(model: Layer, trained: Iterable[Parameter]) -> Iterator[None]:
+def frozen(model: Layer, trained: Iterable[Parameter]) -> Iterator[Callable[[bool], None]]:
     """Within the block leave everything of ``model`` as it is but for the ``trained`` parameters.
 
     No gradient is computed for the others, and a layer that can be `frozen` and has none that is
     trained acts as in inference: one with parameters, or one that lies inside such a layer, as
     dropout does.
+
+    Yields a function that undoes this (False) for a while, and does it again (True).
     """
     kept = {id(parameter) for parameter in trained if parameter.requires_grad}
     resting = [p for p in model.parameters() if id(p) not in kept and p.requires_grad]
     layers = _resting_layers(model, kept)
+
+    def rest(wanted: bool) -> None:
+        for parameter in resting:
+            parameter.requires_grad = not wanted
+        for layer in layers:
+            layer.frozen = wanted  # type: ignore[attr-defined]
+
+    rest(True)
     try:
-        for parameter in resting:
-            parameter.requires_grad = False
-        for layer in layers:
-            layer.frozen = True  # type: ignore[attr-defined]
-        yield
+        yield rest
     finally:
-        for parameter in resting:
-            parameter.requires_grad = True
-        for layer in layers:
-            layer.frozen = False  # type: ignore[attr-defined]
+        rest(False)
 
 
 def _resting_layers(model: Layer, kept: set[int]) -> list[Layer]:

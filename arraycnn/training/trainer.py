@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -120,6 +120,7 @@ class Trainer:
         self.interrupted = False
         self.signal: signal.Signals | None = None
         self._progress = Progress()
+        self._rest: Callable[[bool], None] = _nothing  # see `frozen`
         self._stopping = False
         self._clock = 0.0
         self._move_loader = False  # the next fit starts where the progress says
@@ -204,7 +205,7 @@ class Trainer:
         self._set(totals=self._progress.totals.looked_at(work.backend, forgiving=True))
         work.drop_gradients()
         try:
-            with interrupt_calls(self._interrupt), frozen(self.model, work.trained):
+            with interrupt_calls(self._interrupt), frozen(self.model, work.trained) as self._rest:
                 while self.epoch < epochs and not self._stopping:
                     if self._train_epoch(source, work):
                         self._end_epoch(source, test_batches)
@@ -213,6 +214,7 @@ class Trainer:
         except KeyboardInterrupt:
             self._interrupt(signal.SIGINT)
         finally:
+            self._rest = _nothing
             self._move_loader = self.batch > 0
             work.drop_gradients()
         return self.history
@@ -264,16 +266,20 @@ class Trainer:
             OSError, TypeError, ValueError: as `save_checkpoint`. TrainingDivergedError: a loss or
                 gradient that had not been looked at is not finite; nothing is saved then.
         """
-        save_checkpoint(
-            path,
-            self.model,
-            self.optimizer,
-            schedule=self.schedule,
-            loader=self,
-            epoch=self.epoch,
-            step=self.step,
-            extra=extra,
-        )
+        self._rest(False)  # which is for this training, and no part of the network
+        try:
+            save_checkpoint(
+                path,
+                self.model,
+                self.optimizer,
+                schedule=self.schedule,
+                loader=self,
+                epoch=self.epoch,
+                step=self.step,
+                extra=extra,
+            )
+        finally:
+            self._rest(True)
 
     def load(self, path: PathLike) -> CheckpointInfo:
         """Continue from what `save` saved; the next `fit` moves its loader there.
@@ -395,3 +401,7 @@ class Trainer:
         """The seconds of this epoch until now."""
         before, self._clock = self._clock, time.perf_counter()
         return self._progress.seconds + self._clock - before
+
+
+def _nothing(wanted: bool) -> None:
+    """Stands for `frozen` outside of a training."""
