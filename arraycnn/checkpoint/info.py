@@ -9,7 +9,6 @@ from typing import Any
 import h5py
 import numpy as np
 
-from arraycnn.checkpoint.atomic import PathLike
 from arraycnn.checkpoint.config import build_schedule
 from arraycnn.checkpoint.contents import checked, entries_of, slot_entries
 from arraycnn.checkpoint.envelope import VERSION, open_verified
@@ -25,6 +24,7 @@ from arraycnn.checkpoint.hdf5 import (
 from arraycnn.checkpoint.metadata import MAX_BYTES, decode
 from arraycnn.checkpoint.stream import Source
 from arraycnn.errors import CheckpointError
+from arraycnn.files import PathLike
 from arraycnn.schedules import Schedule
 
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from arraycnn.arrays import Array
 from arraycnn.backends import BackendLike, backend_of, get_backend
-from arraycnn.checkpoint.atomic import PathLike
 from arraycnn.checkpoint.config import build_model, build_schedule
 from arraycnn.checkpoint.contents import (
     entries_of,
@@ -19,6 +18,7 @@ from arraycnn.checkpoint.contents import (
     schedule_data,
     slot_entries,
     tensors_of,
+    tie,
 )
 from arraycnn.checkpoint.envelope import open_verified
 from arraycnn.checkpoint.hdf5 import (
@@ -32,6 +32,7 @@ from arraycnn.checkpoint.info import CheckpointInfo, info_of, read_meta, reading
 from arraycnn.checkpoint.metadata import MAX_BYTES, plain
 from arraycnn.checkpoint.save import Positioned
 from arraycnn.errors import CheckpointError
+from arraycnn.files import PathLike
 from arraycnn.layers.layer import Layer, RandomLayer
 from arraycnn.optim import Optimizer
 from arraycnn.parameters import Variable
@@ -140,6 +141,7 @@ def load_model(
             loaded = {n: read_dataset(root, e, source, extents) for n, e in entries.items()}
             extents.check()
         model = build_model(meta["model"], classes)
+        tie(model, meta.get("tied", {}))
         tensors = tensors_of(model)
         _check_fit({n: _typed_as(entries, n, tensor) for n, tensor in tensors.items()}, entries)
         _check_random(model, meta["random"])

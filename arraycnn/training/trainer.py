@@ -12,7 +12,7 @@ from arraycnn.arguments import as_count, as_real
 from arraycnn.arrays import Array
 from arraycnn.backends import Backend
 from arraycnn.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
-from arraycnn.checkpoint.atomic import PathLike
+from arraycnn.files import PathLike
 from arraycnn.layers.layer import Layer
 from arraycnn.optim import Optimizer, clip_grad_norm
 from arraycnn.optim.clipping import gradient_square

@@ -8,11 +8,10 @@ import h5py
 import numpy as np
 
 from arraycnn.arrays import Array, Shape
-from arraycnn.checkpoint.atomic import PathLike
-from arraycnn.checkpoint.envelope import open_regular
 from arraycnn.checkpoint.hdf5 import TYPES, open_dataset, open_object, open_root
 from arraycnn.checkpoint.stream import Source
 from arraycnn.errors import CheckpointError
+from arraycnn.files import PathLike, open_regular
 from arraycnn.layers import (
     BatchNorm,
     Conv1d,
@@ -86,9 +85,9 @@ def _keras_plan(model: Layer, input_shape: Shape) -> Iterator[tuple[str, Layer, 
     """(name, layer, order of its features in Keras or None) of the layers with weights."""
     order = None
     seen: set[int] = set()
-    for name, layer, shape in model.leaves(tuple(input_shape)):
+    for name, layer, shapes in model.walk(tuple(input_shape)):
         if isinstance(layer, Flatten):
-            channels, *sizes = shape[1:]
+            channels, *sizes = shapes[0][1:]
             positions = np.arange(int(np.prod(sizes)) * channels)
             order = positions.reshape(-1, channels).T.reshape(-1)  # ours (C, L), theirs (L, C)
         if id(layer) in seen or not any(True for _ in layer.named_variables()):
