@@ -62,6 +62,62 @@ class TestParameters:
             assert not any(getattr(layer, "frozen", False) for _, layer in model.named_layers())
 
 
+class TestTransfer:
+    """A body that is left out of the optimizer comes out as it was."""
+
+    def state(self, layer):
+        return {name: np.array(array) for name, array in layer.state_dict().items()}
+
+    def test_batch_norm(self):
+        model, body, head = make()
+        before, outputs = self.state(body), body(X)
+        Trainer(model, ac.SGD(head.parameters(), 0.1)).fit(ac.DataLoader(X, Y, 16), 2)
+        for name, array in self.state(body).items():
+            np.testing.assert_array_equal(array, before[name], err_msg=name)
+        np.testing.assert_array_equal(body(X), outputs)
+        assert np.any(head.layers[1].running_mean.data)  # what is trained has moved
+
+    def test_dropout(self):
+        """The head sees what the body gives in inference, so both train alike."""
+        heads = []
+        for dropout in (0.0, 0.5):
+            body = ac.Sequential(
+                ac.Conv2d(1, 4, 3), ac.BatchNorm(4), ac.Dropout(dropout), ac.Flatten(), seed=0
+            )
+            head = ac.Dense(144, 2, seed=1)
+            model = ac.Sequential(body, head)
+            Trainer(model, ac.SGD(head.parameters(), 0.1)).fit([(X, Y)] * 3, 1)
+            heads.append(head.weight.data)
+            assert model.random_state()["0.2"]["counter"] == 0
+        np.testing.assert_array_equal(*heads)
+
+    def test_is_that_of_training_the_head_on_what_the_body_gives(self):
+        model, body, head = make()
+        alone = make()[2]
+        features = body(X)
+        Trainer(model, ac.SGD(head.parameters(), 0.1)).fit([(X, Y)] * 3, 1)
+        Trainer(alone, ac.SGD(alone.parameters(), 0.1)).fit([(features, Y)] * 3, 1)
+        for name, array in self.state(alone).items():
+            np.testing.assert_allclose(array, self.state(head)[name], rtol=1e-4, atol=1e-6)
+
+    def test_is_not_saved_as_frozen(self, tmp_path):
+        model, _, head = make()
+        callbacks = [ac.Checkpoints(tmp_path, every=1)]
+        Trainer(model, ac.SGD(head.parameters(), 0.1), callbacks=callbacks).fit([(X, Y)] * 3, 1)
+        for path in tmp_path.iterdir():
+            assert repr(ac.load_model(path)) == repr(model)
+
+    def test_what_was_frozen_before_stays_so(self):
+        model, body, head = make()
+        model.freeze("0.*")
+        before = self.state(body)
+        Trainer(model, ac.SGD(model.parameters(), 0.1)).fit([(X, Y)] * 2, 1)
+        for name, array in self.state(body).items():
+            np.testing.assert_array_equal(array, before[name], err_msg=name)
+        assert body.layers[1].frozen
+        assert not head.layers[1].frozen
+
+
 class Resting(ac.Layer):
     """Has the switch, and nothing else."""
 

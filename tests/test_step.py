@@ -117,10 +117,14 @@ class TestSteps:
                 self.calls.append("loss")
                 return super().softmax_cross_entropy(*arguments)
 
+            def update_parameters(self, *arguments, **options):
+                self.calls.append("update")
+                super().update_parameters(*arguments, **options)
+
         backend = Counting()
         model = ac.Sequential(ac.Dense(6, 2), seed=0, backend=backend)
         Trainer(model, sgd(model)).fit([(X, Y)], 1, test=(X, Y))
-        assert backend.calls == ["loss", "loss"]
+        assert backend.calls == ["loss", "update", "loss"]
 
     @pytest.mark.parametrize(
         ("arguments", "error", "match"),
