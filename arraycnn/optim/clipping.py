@@ -62,19 +62,17 @@ def gradient_square(parameters: Iterable[Parameter], *, exact: bool) -> Any:
         exact: leave the number on the device, computed so that no finite gradient overflows; else
             that is looked at, and computed again where it must be.
     """
-    gradients = [p.grad.reshape(-1) for p in parameters if p.grad is not None]
-    if not gradients:
-        return 0.0
-    xp = backend_of(gradients[0]).xp
-    small = [gradient for gradient in gradients if gradient.size <= SMALL]
-    rows = [gradient for gradient in gradients if gradient.size > SMALL]
+    rows: list[Array] = []
+    small: list[Array] = []
+    for parameter in parameters:
+        if parameter.grad is not None:
+            (small if parameter.grad.size <= SMALL else rows).append(parameter.grad.reshape(-1))
     if small:
-        rows.append(xp.concatenate(small))
+        rows.append(backend_of(small[0]).xp.concatenate(small))
     with np.errstate(all="ignore"):
-        if not exact and math.isfinite(square := float(sum(row.dot(row) for row in rows))):
+        if not exact and math.isfinite(square := float(sum([row.dot(row) for row in rows]))):
             return square
-        rows = [row.astype(np.float64) for row in rows]
-        return sum(row.dot(row) for row in rows)
+        return sum([row.dot(row) for row in [row.astype(np.float64) for row in rows]])
 
 
 def _with_gradients(parameters: Iterable[Parameter]) -> list[tuple[Parameter, Array]]:

@@ -129,7 +129,8 @@ class Optimizer(_Arguments, ABC):
                     continue
                 backend, dtype, slots = parameter.backend, data.dtype, state.slots
                 if (
-                    not backend.owns(grad)
+                    (type(grad) is not type(data) and not backend.owns(grad))
+                    or getattr(grad, "device", None) != getattr(data, "device", None)
                     or grad.shape != data.shape
                     or grad.dtype != dtype
                     or not getattr(data.flags, "writeable", True)  # CuPy knows no read-only arrays

@@ -5,7 +5,7 @@ from typing import Any
 
 from arraycnn.arrays import Array
 from arraycnn.backends.cpu.elementwise import SECONDS
-from arraycnn.backends.cpu.threads import Workers
+from arraycnn.backends.cpu.threads import WORTHWHILE, Workers
 from arraycnn.backends.reference.updates import Rule, UpdatePrimitives
 
 CHUNK = 1 << 16  # elements: so many of all arrays and temporaries stay in cache
@@ -24,11 +24,12 @@ class CpuUpdates(UpdatePrimitives):
             size = one[0].size
             elements += size
             tasks += _chunks(one) if size > CHUNK and hasattr(rule, "elementwise") else [one]
+        seconds = elements * 8 * SECONDS
+        if seconds < WORTHWHILE:
+            super().update_parameters(rule, tasks, **options)
+            return
         self.workers.run(
-            lambda index: rule(self.xp, *tasks[index], **options),
-            len(tasks),
-            elements * 8 * SECONDS,
-            blas=False,
+            lambda index: rule(self.xp, *tasks[index], **options), len(tasks), seconds, blas=False
         )
 
 
