@@ -269,15 +269,9 @@ class Trainer:
         self._rest(False)  # which is for this training, and no part of the network
         try:
             save_checkpoint(
-                path,
-                self.model,
-                self.optimizer,
-                schedule=self.schedule,
-                loader=self,
-                epoch=self.epoch,
-                step=self.step,
-                extra=extra,
-            )
+                path, self.model, self.optimizer, schedule=self.schedule, loader=self,
+                epoch=self.epoch, step=self.step, extra=extra,
+            )  # fmt: skip
         finally:
             self._rest(True)
 
@@ -340,13 +334,8 @@ class Trainer:
             raise
         finally:
             work.drop_gradients()
-        self._set(
-            step=progress.step + 1,
-            batch=progress.batch + 1,
-            seconds=self._seconds(),
-            totals=totals,
-            loader=position,
-        )
+        done = {"step": progress.step + 1, "batch": progress.batch + 1}
+        self._set(**done, seconds=self._seconds(), totals=totals, loader=position)
 
     def _end_epoch(self, source: Source, test: Batches | None) -> None:
         self._look()
