@@ -505,6 +505,19 @@ class TestRules:
         Normed([parameter], 1.0).step()
         np.testing.assert_allclose(backend.to_numpy(parameter.data), -1 / 512, rtol=1e-12)
 
+    def test_field_of_any_other_type_is_taken_as_it_is(self):
+        @dataclass(eq=False, repr=False)
+        class Named(optim.Optimizer):
+            mode: str = "plain"
+
+            @staticmethod
+            def update(xp, p, g, *, step, lr, mode):
+                assert mode == "fancy"
+
+        parameter = Parameter(np.ones(1))
+        parameter.grad = np.ones(1)
+        Named([parameter], 0.1, "fancy").step()
+
     @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad"])
     def test_signature_is_visible(self, name):
         signature = inspect.signature(getattr(optim, name))

@@ -36,6 +36,14 @@ Flag: TypeAlias = Annotated[bool, as_bool]
 
 @cache
 def checks_of(rule: type) -> dict[str, Callable[[str, Any], Any]]:
-    """The hyper-parameters of a rule in order, each with its check: (name, value) → value."""
+    """The hyper-parameters of a rule in order, each with its check: (name, value) → value.
+
+    One of a type that is not above is taken as it is.
+    """
     hints = get_type_hints(rule, include_extras=True)
-    return {field.name: hints[field.name].__metadata__[0] for field in fields(rule)}
+    checks = {name: getattr(hint, "__metadata__", (_as_it_is,))[0] for name, hint in hints.items()}
+    return {field.name: checks[field.name] for field in fields(rule)}
+
+
+def _as_it_is(name: str, value: Any) -> Any:
+    return value
