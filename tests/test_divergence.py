@@ -244,6 +244,16 @@ class TestFirstBatch:
     def test_of_our_loader(self, fail, peek):
         assert self.run(fail, peek) == self.run(0, peek)
 
+    def test_of_our_loader_in_the_middle_of_an_epoch(self):
+        """Where it was put by hand."""
+
+        def loader():
+            result = ac.DataLoader(X, np.arange(12), 4, shuffle=True)
+            result.load_state_dict({**result.state_dict(), "batch": 2})
+            return result
+
+        assert self.run(1, loader=loader()) == self.run(0, loader=loader())
+
     @pytest.mark.parametrize("fail", [1, 2, 3, 4])
     def test_of_a_loader_of_ones_own(self, fail):
         class Counting:

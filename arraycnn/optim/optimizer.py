@@ -127,11 +127,16 @@ class Optimizer(_Arguments, ABC):
                 state, data, grad = next(states), parameter.data, parameter.grad
                 if grad is None or not parameter.requires_grad:
                     continue
-                backend, dtype, slots = parameter.backend, data.dtype, state.slots
+                backend, dtype, shape, slots = (
+                    parameter.backend,
+                    data.dtype,
+                    data.shape,
+                    state.slots,
+                )
                 if (
                     (type(grad) is not type(data) and not backend.owns(grad))
                     or getattr(grad, "device", None) != getattr(data, "device", None)
-                    or grad.shape != data.shape
+                    or grad.shape != shape
                     or grad.dtype != dtype
                     or not getattr(data.flags, "writeable", True)  # CuPy knows no read-only arrays
                     or (eps is not None and not dtype.type(eps))
@@ -140,15 +145,16 @@ class Optimizer(_Arguments, ABC):
                 if (
                     backend is not state.backend
                     or dtype != state.dtype
+                    or shape != state.shape
                     or slots.keys() != start.keys()
                 ):
                     slots = slots_like(data, backend, start, slots)
-                changes.append((state, slots, backend, dtype))
+                changes.append((state, slots, backend, dtype, shape))
                 job = jobs.setdefault((number, state.steps + 1, backend), [])
                 job.append((data, grad, *slots.values()))
         for (number, step, backend), arrays in jobs.items():
             backend.update_parameters(self.update, arrays, step=step, **options[number])
-        for state, state.slots, state.backend, state.dtype in changes:
+        for state, state.slots, state.backend, state.dtype, state.shape in changes:
             state.steps += 1
 
     def zero_grad(self) -> None:

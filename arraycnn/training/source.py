@@ -40,6 +40,8 @@ class Source:
     def begin_again(self) -> None:
         """Put the loader to where the epoch began."""
         start = self._start
-        if isinstance(self._loader, DataLoader):  # it may have left an epoch early before
-            start = {**self._loader.state_dict(), "batch": 0}
+        if isinstance(self._loader, DataLoader):
+            now = self._loader.state_dict()
+            if now["epoch"] != start["epoch"]:  # it had left an epoch early, and began another
+                start = {**now, "batch": 0}
         self.move(start)

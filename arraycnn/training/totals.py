@@ -119,7 +119,9 @@ class Totals:
     def state_dict(self) -> dict[str, Any]:
         """The sums, JSON-able; nothing may be pending."""
         state = {name: getattr(self, name) for name in _STATE}
-        return state if self.counted == self.labels else state | {"counted": self.counted}
+        if self.correct is None or self.counted == self.labels:
+            return state
+        return state | {"counted": self.counted}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "Totals":
