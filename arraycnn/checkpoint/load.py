@@ -57,8 +57,8 @@ def load_checkpoint(
     Args:
         model: of the same parameters and buffers: names, shapes, dtypes.
         optimizer: of the same kind, over the same parameters; takes over the hyper-parameters too.
-        schedule: must equal the saved one; of functions that are not from `arraycnn.schedules`
-            only the names are compared. loader: moved to the saved position.
+        schedule: must equal the saved one; of a function of your own, and of a warm-up to one, only
+            the name is compared. loader: moved to the saved position.
         backend: where to move the model; None leaves it where it is. The file does not depend on
             the backend that saved it.
 

@@ -279,9 +279,8 @@ class Trainer:
         """Continue from what `save` saved; the next `fit` moves its loader there.
 
         Raises:
-            CheckpointError: damaged, or of another model, optimizer or schedule (of a schedule that
-                is not from `arraycnn.schedules` only the name is compared); nothing is changed
-                then. OSError: the file cannot be opened.
+            CheckpointError: damaged, or of another model, optimizer or schedule (see
+                `load_checkpoint`); nothing is changed then. OSError: the file cannot be opened.
         """
         return load_checkpoint(
             path, self.model, self.optimizer, schedule=self.schedule, loader=self
