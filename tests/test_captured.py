@@ -215,6 +215,23 @@ class TestWhatChangesAfterCapture:
         assert captured.captured
         np.testing.assert_array_equal(state(captured.model)["1.running_mean"], before)
 
+    def test_an_array_of_a_layer_of_ones_own(self, cuda: Backend) -> None:
+        class Mask(ac.Layer):
+            def __init__(self) -> None:
+                self.mask = cuda.asarray(np.ones(8, "f"))
+
+            def forward(self, x: Any) -> Any:
+                mask = self.mask
+                return x * mask, lambda grad: grad * mask
+
+            def output_shape(self, input_shape: Any) -> Any:
+                return input_shape
+
+        captured, eager = steps(lambda: small(Mask()))
+        for step in (captured, eager):
+            step.model.layers[1].mask = cuda.asarray(np.arange(8, dtype="f"))
+        assert losses(captured, 3) == losses(eager, 3)
+
     def test_the_loss_of_the_trainer(self, cuda: Backend) -> None:
         model, calls = small(), []
 
