@@ -215,7 +215,7 @@ def _check_schedule(schedule: Schedule, stored: Any) -> None:
 
 def _check_writable(tensors: Mapping[str, Variable]) -> None:
     for name, tensor in tensors.items():
-        if not getattr(tensor.data.flags, "writeable", True):
+        if not getattr(getattr(tensor.data, "flags", None), "writeable", True):
             raise CheckpointError(
                 f"{name} of the model is read-only; give it a copy: .data = .data.copy()"
             )

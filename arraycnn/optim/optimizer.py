@@ -127,18 +127,14 @@ class Optimizer(_Arguments, ABC):
                 state, data, grad = next(states), parameter.data, parameter.grad
                 if grad is None or not parameter.requires_grad:
                     continue
-                backend, dtype, shape, slots = (
-                    parameter.backend,
-                    data.dtype,
-                    data.shape,
-                    state.slots,
-                )
+                backend, slots = parameter.backend, state.slots
+                dtype, shape, flags = data.dtype, data.shape, getattr(data, "flags", None)
                 if (
                     (type(grad) is not type(data) and not backend.owns(grad))
                     or getattr(grad, "device", None) != getattr(data, "device", None)
                     or grad.shape != shape
                     or grad.dtype != dtype
-                    or not getattr(data.flags, "writeable", True)  # CuPy knows no read-only arrays
+                    or not getattr(flags, "writeable", True)  # only NumPy's may be read-only
                     or (eps is not None and not dtype.type(eps))
                 ):
                     self._refuse(parameter, backend, eps)
@@ -303,7 +299,7 @@ class Optimizer(_Arguments, ABC):
                 f"the gradient of parameter {i} must be {data.dtype} like the parameter, got "
                 f"{grad.dtype}; convert it with grad.astype({str(data.dtype)!r})"
             )
-        if not getattr(data.flags, "writeable", True):
+        if not getattr(getattr(data, "flags", None), "writeable", True):
             raise ValueError(
                 f"the data of parameter {i} is read-only and cannot be updated; give the parameter "
                 "a copy: parameter.data = parameter.data.copy()"
