@@ -21,13 +21,7 @@ from arraycnn.checkpoint.contents import (
     tie,
 )
 from arraycnn.checkpoint.envelope import open_verified
-from arraycnn.checkpoint.hdf5 import (
-    Entry,
-    Extents,
-    check_groups,
-    open_root,
-    read_dataset,
-)
+from arraycnn.checkpoint.hdf5 import Entry, Tree
 from arraycnn.checkpoint.info import CheckpointInfo, info_of, read_meta, reading
 from arraycnn.checkpoint.metadata import MAX_BYTES, plain
 from arraycnn.checkpoint.save import Positioned
@@ -73,20 +67,17 @@ def load_checkpoint(
     tensors = tensors_of(model)
     expected = {name: entry_of(name, tensor) for name, tensor in tensors.items()}
     with reading(path):
-        with (
-            open_verified(path, keep=True, limit=_size_limit(tensors)) as source,
-            open_root(source) as root,
-        ):
-            meta = read_meta(root)
+        with open_verified(path, keep=True, limit=_size_limit(tensors)) as source:
+            tree = Tree(source)
+            meta = read_meta(tree)
             _check_fit(expected, entries_of(meta))
             slots = list(slot_entries(meta))
             used = slots if optimizer is not None else []
             paths = [e.path for e in (*expected.values(), *(e for *_, e in used))]
-            check_groups(root, ["meta", *paths], ["optimizer"] if slots else [])
-            extents = Extents(source.size)
-            loaded = {n: read_dataset(root, e, source, extents) for n, e in expected.items()}
-            moments = [(slot, n, read_dataset(root, e, source, extents)) for slot, n, e in used]
-            extents.check()
+            tree.check_groups(["meta", *paths], ["optimizer"] if slots else [])
+            loaded = {n: tree.read(e) for n, e in expected.items()}
+            moments = [(slot, n, tree.read(e)) for slot, n, e in used]
+            tree.finish()
             info = info_of(path, source, meta)
         fresh = {
             name: (target or backend_of(tensors[name].data)).asarray(array)
@@ -127,8 +118,9 @@ def load_model(
     """
     target = get_backend(backend)
     with reading(path):
-        with open_verified(path, keep=True) as source, open_root(source) as root:
-            meta = read_meta(root)
+        with open_verified(path, keep=True) as source:
+            tree = Tree(source)
+            meta = read_meta(tree)
             if "problem" in meta["model"]:
                 raise CheckpointError(
                     f"the network's configuration could not be saved ({meta['model']['problem']});"
@@ -136,10 +128,10 @@ def load_model(
                 )
             entries = entries_of(meta)
             paths = [e.path for e in entries.values()]
-            check_groups(root, ["meta", *paths], ["optimizer"] if any(slot_entries(meta)) else [])
-            extents = Extents(source.size)
-            loaded = {n: read_dataset(root, e, source, extents) for n, e in entries.items()}
-            extents.check()
+            others = ["optimizer"] if any(slot_entries(meta)) else []
+            tree.check_groups(["meta", *paths], others)
+            loaded = {n: tree.read(e) for n, e in entries.items()}
+            tree.finish()
         model = build_model(meta["model"], classes)
         tie(model, meta.get("tied", {}))
         tensors = tensors_of(model)
