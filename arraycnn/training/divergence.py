@@ -24,7 +24,7 @@ class TrainingDivergedError(RuntimeError):
 
 
 def diverged(
-    batch: Figures, *, epoch: int, lr: float, last_loss: float | None, test: bool
+    batch: Figures, epoch: int, lr: float, last_loss: float | None, *, test: bool
 ) -> TrainingDivergedError:
     """The error that says what happened to ``batch`` and what may help."""
     where = f"in epoch {epoch} at update {batch.step} (learning rate {lr:g}, last finite training "

@@ -1,11 +1,14 @@
-"""One training step: forward, loss and backward, which leave gradients in the parameters."""
+"""One training step, which leaves gradients in the parameters, and the same without learning."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
+from arraycnn.backends import Backend
 from arraycnn.functional.loss import LossValue
 from arraycnn.layers.layer import Layer, backward_to_parameters
 from arraycnn.registry import preferred
+from arraycnn.training.arguments import Batches, check_batch
+from arraycnn.training.totals import Totals, figures_of
 
 # loss(outputs, targets) → (loss, grad_outputs), a `LossValue` where it says what it counted.
 Loss: TypeAlias = Callable[[Any, Any], Any]
@@ -40,6 +43,25 @@ class EagerStep:
             loss, grad = value
             backward_to_parameters(self.model, backward, grad)
         return value.paired(loss, outputs)
+
+
+def evaluation(
+    model: Layer, loss: Loss, name: str, batches: Batches, *, backend: Backend, step: int
+) -> Totals:
+    """The figures of inference on all ``batches``, not looked at yet.
+
+    Args:
+        name: of the argument that the batches are. backend: of the model. step: updates done.
+    """
+    figures = []
+    with preferred(model.backend):
+        for batch in batches:
+            inputs, targets = check_batch(name, batch)
+            outputs = model(*as_tuple(inputs))
+            value = checked_loss(loss(outputs, targets))
+            value = value.paired(value[0], outputs)
+            figures.append(figures_of(backend, step, value, targets, 0.0))
+    return Totals(pending=tuple(figures))
 
 
 def as_tuple(inputs: Any) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
 """Loss and accuracy summed over batches, left on the device until someone looks."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -10,14 +10,6 @@ import numpy as np
 from arraycnn.backends import Backend
 from arraycnn.functional.loss import LossValue, Number
 from arraycnn.metrics import count_correct
-
-
-class NotFiniteError(ArithmeticError):
-    """The loss of a batch, or the norm of its gradients, is NaN or infinite."""
-
-    def __init__(self, batch: "Figures") -> None:
-        super().__init__(f"update {batch.step} has the loss {batch.loss}")
-        self.batch = batch
 
 
 class Figures(NamedTuple):
@@ -82,20 +74,21 @@ class Totals:
         """With a batch more to look at."""
         return replace(self, pending=(*self.pending, figures))
 
-    def looked_at(self, backend: Backend, *, forgiving: bool = False) -> "Totals":
+    def looked_at(
+        self, backend: Backend, error: Callable[[Figures], Exception] | None = None
+    ) -> "Totals":
         """With what is pending fetched from the device, all at once, and added to the sums.
 
-        Raises:
-            NotFiniteError: at the first batch whose loss or norm is; if ``forgiving``, that and the
-                batches after it are left out instead.
+        At the first batch whose loss or norm is not finite, raises what ``error`` makes of it;
+        without ``error`` leaves it out, and the batches after it.
         """
         labels, loss_sum, last_loss = self.labels, self.loss_sum, self.last_loss
         counted, correct = self.counted, self.correct
         for batch in _on_host(backend, self.pending):
             if not math.isfinite(batch.norm) or (batch.weight and not math.isfinite(batch.loss)):
-                if forgiving:
+                if error is None:
                     break
-                raise NotFiniteError(batch)
+                raise error(batch)
             if not batch.weight:
                 continue  # the mean of nothing
             labels += batch.weight

@@ -19,14 +19,13 @@ from arraycnn.optim.clipping import gradient_square
 from arraycnn.schedules import Schedule
 from arraycnn.training.arguments import Batches, as_batches, check_functions, check_model
 from arraycnn.training.captured import CapturedStep
-from arraycnn.training.divergence import diverged
-from arraycnn.training.evaluation import evaluation
+from arraycnn.training.divergence import TrainingDivergedError, diverged
 from arraycnn.training.freezing import frozen
 from arraycnn.training.interrupts import interrupt_calls
 from arraycnn.training.progress import Progress
 from arraycnn.training.source import Source
-from arraycnn.training.step import EagerStep, Loss, Step, checked_loss
-from arraycnn.training.totals import NotFiniteError, Totals, figures_of
+from arraycnn.training.step import EagerStep, Loss, Step, checked_loss, evaluation
+from arraycnn.training.totals import Figures, Totals, figures_of
 from arraycnn.training.work import Work
 
 
@@ -202,7 +201,7 @@ class Trainer:
         self.interrupted = self._stopping = False
         self.signal = None
         self._clock = time.perf_counter()
-        self._set(totals=self._progress.totals.looked_at(work.backend, forgiving=True))
+        self._set(totals=self._progress.totals.looked_at(work.backend))
         work.drop_gradients()
         try:
             with interrupt_calls(self._interrupt), frozen(self.model, work.trained) as self._rest:
@@ -363,16 +362,11 @@ class Trainer:
             self._set(totals=self._looked_at(totals, self._backend()))
 
     def _looked_at(self, totals: Totals, backend: Backend, *, test: bool = False) -> Totals:
-        try:
-            return totals.looked_at(backend)
-        except NotFiniteError as error:
-            raise diverged(
-                error.batch,
-                epoch=self.epoch + 1,
-                lr=self.optimizer.lr,
-                last_loss=self._progress.totals.last_loss,
-                test=test,
-            ) from None
+        def error(batch: Figures) -> TrainingDivergedError:
+            last_loss = self._progress.totals.last_loss
+            return diverged(batch, self.epoch + 1, self.optimizer.lr, last_loss, test=test)
+
+        return totals.looked_at(backend, error)
 
     def _interrupt(self, number: signal.Signals) -> None:
         self.interrupted = True
