@@ -184,6 +184,30 @@ class TestSeveralInputs:
         found = [trainer.evaluate(self.data, batch_size=n)["loss"] for n in (1, 5, 12)]
         assert found == pytest.approx([found[0]] * 3, rel=1e-5)
 
+    def test_of_a_graph(self):
+        def make():
+            return ac.Graph(
+                {
+                    "a": (ac.Dense(6, 4), "x"), "b": (ac.Dense(4, 4), "z"),
+                    "both": (ac.Add(), "a", "b"), "y": (ac.Dense(4, 2), "both"),
+                },
+                inputs=("x", "z"), seed=0,
+            )  # fmt: skip
+
+        model, other = make(), make()
+        loader = [((X[i : i + 4], MASK[i : i + 4]), Y[i : i + 4]) for i in range(0, 12, 4)]
+        trainer = Trainer(model, sgd(model))
+        record = trainer.fit(loader, 1, test=((X, MASK), Y))[0]
+        optimizer = sgd(other)
+        for inputs, labels in loader:
+            logits, backward = other.forward(*inputs)
+            backward(F.softmax_cross_entropy(logits, labels)[1])
+            optimizer.step()
+            optimizer.zero_grad()
+        for a, b in zip(weights(model), weights(other), strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert record["test_accuracy"] == (model(X, MASK).argmax(1) == Y).mean()
+
     def test_of_unequal_lengths(self):
         model = Product()
         with pytest.raises(ValueError, match=r"equal lengths .* \[12, 11, 12, 12\]"):

@@ -14,6 +14,7 @@ from arraycnn.checkpoint.config import build_model, build_schedule
 from arraycnn.checkpoint.contents import (
     entries_of,
     entry_of,
+    listed,
     parameter_names,
     schedule_data,
     slot_entries,
@@ -123,7 +124,8 @@ def load_model(
             meta = read_meta(tree)
             if "problem" in meta["model"]:
                 raise CheckpointError(
-                    f"the network's configuration could not be saved ({meta['model']['problem']});"
+                    "the network's configuration could not be saved "
+                    f"({meta['model']['problem']!r:.200});"
                     " build the network yourself and use load_checkpoint"
                 )
             entries = entries_of(meta)
@@ -156,13 +158,14 @@ def _size_limit(tensors: Mapping[str, Variable]) -> int:
 def _check_fit(expected: Mapping[str, Entry], stored: Mapping[str, Entry]) -> None:
     missing = [name for name in expected if name not in stored]
     unexpected = [name for name in stored if name not in expected]
-    problems = [f"missing in the file: {', '.join(missing)}"] if missing else []
-    problems += [f"unexpected in the file: {', '.join(unexpected)}"] if unexpected else []
-    problems += [
+    problems = [f"missing in the file: {listed(missing)}"] if missing else []
+    problems += [f"unexpected in the file: {listed(unexpected)}"] if unexpected else []
+    differing = [
         f"{name} is {_text(stored[name])} in the file and {_text(entry)} in the model"
         for name, entry in expected.items()
         if name in stored and stored[name] != entry
     ]
+    problems += [listed(differing, "; ")] if differing else []
     if problems:
         raise CheckpointError(f"it does not fit the model: {'; '.join(problems)}")
 
@@ -184,7 +187,8 @@ def _check_random(model: Layer, state: Mapping[str, Any]) -> None:
     names = {name for name, layer in model.named_layers() if isinstance(layer, RandomLayer)}
     if names != state.keys():
         raise CheckpointError(
-            f"the random layers are {sorted(state)} in the file and {sorted(names)} in the model"
+            f"the random layers are [{listed([*map(repr, sorted(state))])}] in the file and "
+            f"[{listed([*map(repr, sorted(names))])}] in the model"
         )
     for name, value in state.items():
         good = isinstance(value, dict) and value.keys() == {"seed", "counter"}
@@ -223,9 +227,9 @@ def _move(loader: Positioned, state: Any) -> None:
     try:
         loader.load_state_dict(state)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"loader: {error}") from error
+        raise CheckpointError(f"loader: {error!s:.200}") from error
     except Exception as error:  # the loader may be the user's
-        raise CheckpointError(f"loader: {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"loader: {type(error).__name__}: {error!s:.200}") from error
 
 
 def _optimizer_load(
@@ -247,7 +251,7 @@ def _optimizer_load(
     if set(names) != set(stored["parameters"]):
         differing = sorted(set(names) ^ set(stored["parameters"]))
         raise CheckpointError(
-            f"the optimizers of file and model differ in the parameters {', '.join(differing)}"
+            f"the optimizers of file and model differ in the parameters {listed(differing)}"
         )
     indices = {name: index for index, name in enumerate(names)}
     arrays: dict[str, dict[int, Array]] = {slot: {} for slot in stored["slots"]}
@@ -259,7 +263,7 @@ def _optimizer_load(
     try:
         commit = optimizer.prepare_load(state)
     except (TypeError, ValueError, OverflowError) as error:
-        raise CheckpointError(f"optimizer: {error}") from error
+        raise CheckpointError(f"optimizer: {error!s:.500}") from error
     _check_groups(names, stored)
     return commit
 
@@ -272,6 +276,6 @@ def _check_groups(names: Iterable[str], stored: Mapping[str, Any]) -> None:
         saved = set(islice(theirs, group["parameters"]))
         if here != saved:
             raise CheckpointError(
-                f"group {i} of the optimizer has the parameters {', '.join(sorted(here))}, and in "
-                f"the file {', '.join(sorted(saved))}; give it the groups that were saved"
+                f"group {i} of the optimizer has the parameters {listed(sorted(here))}, and in the "
+                f"file {listed(sorted(saved))}; give it the groups that were saved"
             )

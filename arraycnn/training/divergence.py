@@ -32,7 +32,8 @@ def diverged(
         message = (
             f"the test loss became {batch.loss} in epoch {epoch} after update {batch.step}, with a "
             f"last training loss of {last_loss}: look for NaN and large values in the test images; "
-            "the training stands where it was after that update"
+            "if the training loss is large too, lower the learning rate. The training stands where "
+            "it was after that update"
         )
     elif math.isfinite(batch.loss) or not batch.weight:
         message = (
