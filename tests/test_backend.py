@@ -12,6 +12,7 @@ from numerics import assert_close, put
 import arraycnn as ac
 from arraycnn.backends import Backend, BackendUnavailableError
 from arraycnn.backends.cpu import CpuBackend
+from arraycnn.backends.reference import updates
 from arraycnn.geometry import Window, conv_window, pool_window
 
 
@@ -345,15 +346,18 @@ def large_calls() -> Iterator[tuple[str, tuple[Any, ...]]]:
     yield "sum_pool_grad", (delta, window)
 
 
+DECAYS = {"lr": 0.1, "weight_decay": 0.01}
+ADAM = {"betas": (0.9, 0.99), "eps": 1e-8}
+# Rules, their numbers of slots, and options.
 UPDATES = {
-    "sgd_update": (1, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
-    "adam_update": (2, {"step": 3, "lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8,
-                        "weight_decay": 0.01, "decoupled": True}),
-    "rmsprop_update": (2, {"lr": 0.1, "alpha": 0.9, "eps": 1e-8, "momentum": 0.9,
-                           "weight_decay": 0.01}),
-    "adagrad_update": (1, {"step": 3, "lr": 0.1, "lr_decay": 0.1, "eps": 1e-8,
-                           "weight_decay": 0.01}),
-}  # fmt: skip
+    "sgd": (updates.sgd, 0, {**DECAYS, "momentum": 0.0, "nesterov": False}),
+    "momentum": (updates.sgd, 1, {**DECAYS, "momentum": 0.9, "nesterov": False}),
+    "nesterov": (updates.sgd, 1, {**DECAYS, "momentum": 0.9, "nesterov": True}),
+    "adam": (updates.adam, 2, {**DECAYS, **ADAM}),
+    "adamw": (updates.adamw, 2, {**DECAYS, **ADAM}),
+    "rmsprop": (updates.rmsprop, 2, {**DECAYS, "alpha": 0.9, "eps": 1e-8, "momentum": 0.9}),
+    "adagrad": (updates.adagrad, 1, {**DECAYS, "lr_decay": 0.1, "eps": 1e-8}),
+}
 
 
 def all_calls() -> Iterator[tuple[str, tuple[Any, ...]]]:
@@ -442,7 +446,9 @@ def test_overrides_have_the_signature_of_the_base(overrider: Backend) -> None:
 
 def test_every_override_is_compared_with_the_base(overrider: Backend) -> None:
     public = {name for name in overrides(overrider) if not name.startswith("_")}
-    assert public - OF_THE_DEVICE <= set(CALLS) | set(UPDATES) | {"new_buffer", "workspace_bytes"}
+    assert public - OF_THE_DEVICE <= set(CALLS) | {
+        "new_buffer", "update_parameters", "workspace_bytes",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -459,7 +465,7 @@ def test_results_are_those_of_the_base(name: str, dtype: str, overrider: Backend
 
 @pytest.mark.parametrize("name", UPDATES)
 def test_updates_are_those_of_the_base(name: str, overrider: Backend) -> None:
-    slots, options = UPDATES[name]
+    rule, slots, options = UPDATES[name]
     shapes = [(3, 4), (5,), (), (0, 2), (2, 3, 2, 2), (300, 500)]
 
     def updated(owner: Backend, dtype: str) -> list[np.ndarray]:
@@ -469,7 +475,8 @@ def test_updates_are_those_of_the_base(name: str, overrider: Backend) -> None:
             for _ in range(2 + slots)
         ]
         kept = [list(arrays) for arrays in lists]
-        getattr(owner, name)(*lists, **options)
+        arrays = list(zip(*lists, strict=True))
+        owner.update_parameters(rule, arrays, step=3, **options)
         for arrays, before in zip(lists, kept, strict=True):
             assert all(a is b for a, b in zip(arrays, before, strict=True))
         return [owner.to_numpy(array) for arrays in lists for array in arrays]

@@ -194,9 +194,9 @@ def test_losses_compute_the_same(reduction: str, dtype: str, graph: bool, cuda: 
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-@pytest.mark.parametrize("name", ["sgd_update", "adam_update"])
+@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adam", "adamw"])
 def test_updates_compute_the_same(name: str, dtype: str, cuda: Backend) -> None:
-    slots, options = test_backend.UPDATES[name]
+    rule, slots, options = test_backend.UPDATES[name]
     rng = np.random.default_rng(0)
     shapes = [(3, 4), (), (0, 2), (5000,), *[(2,)] * 60]  # more than one launch holds
     given = [
@@ -204,9 +204,10 @@ def test_updates_compute_the_same(name: str, dtype: str, cuda: Backend) -> None:
         for _ in range(2 + slots)
     ]
     expected = [[array.copy() for array in arrays] for arrays in given]
-    getattr(ReferenceBackend(), name)(*expected, **options)
+    arrays = list(zip(*expected, strict=True))
+    ReferenceBackend().update_parameters(rule, arrays, step=3, **options)
     found = [[put(cuda, array.astype(dtype)) for array in arrays] for arrays in given]
-    getattr(cuda, name)(*found, **options)
+    cuda.update_parameters(rule, list(zip(*found, strict=True)), step=3, **options)
     for ours, theirs in zip(found, expected, strict=True):
         for one, truth in zip(ours, theirs, strict=True):
             assert_close(cuda.to_numpy(one), truth, TOLERANCE[dtype], name)

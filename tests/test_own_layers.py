@@ -542,7 +542,14 @@ class Counting(CpuBackend):
         self.calls: set[str] = set()
 
 
-for _name in ("convolution", "plane_sum", "sum_pool", "softmax_cross_entropy", "sgd_update", "erf"):
+for _name in (
+    "convolution",
+    "plane_sum",
+    "sum_pool",
+    "softmax_cross_entropy",
+    "update_parameters",
+    "erf",
+):
 
     def _counted(self, *args, _name=_name, **options):
         self.calls.add(_name)
@@ -564,7 +571,7 @@ class TestOwnBackends:
         model = self.model(counting)
         fit(model)
         assert counting.calls == {"convolution", "plane_sum", "sum_pool", "softmax_cross_entropy",
-                                  "sgd_update", "erf"}  # fmt: skip
+                                  "update_parameters", "erf"}  # fmt: skip
         counting.calls.clear()
         shapes = {ac.Conv2d: (2, 3, 4, 4), ac.Dense: (2, 2)}
         for layer in model:  # also each by itself

@@ -25,6 +25,7 @@ from arraycnn.backends.memory_format import batch_view, buffer_of
 from arraycnn.backends.reference.convolution import ConvolutionPrimitives, adjoint_kernels
 from arraycnn.backends.reference.normalization import rows_of
 from arraycnn.backends.reference.pooling import winner_dtype
+from arraycnn.backends.reference.updates import Rule, adam, adamw, sgd
 from arraycnn.geometry import Window
 
 VARIABLE = "ARRAYCNN_FAST"
@@ -300,58 +301,16 @@ class CompiledBackend(CompiledFilters, CpuBackend):
         self._each_row(differentiate, source, passes=4)
         return grad, grad_scale, grad_shift
 
-    def sgd_update(
-        self,
-        parameters: Sequence[Array],
-        gradients: Sequence[Array],
-        velocities: Sequence[Array],
-        *,
-        lr: float,
-        momentum: float,
-        nesterov: bool,
-        weight_decay: float,
+    def update_parameters(
+        self, rule: Rule, arrays: Sequence[tuple[Array, ...]], **options: Any
     ) -> None:
-        in_line = momentum and all(map(self._in_line, parameters, gradients, velocities))
-        if not in_line:
-            super().sgd_update(
-                parameters, gradients, velocities, lr=lr, momentum=momentum, nesterov=nesterov,
-                weight_decay=weight_decay,
-            )  # fmt: skip
+        name, columns, scalars = _FUSED.get(rule, ("", 0, dict))
+        if not all(len(one) == columns and self._in_line(*one) for one in arrays):
+            super().update_parameters(rule, arrays, **options)
             return
-        compiled = self._kernels.sgd.compiled
-        for p, g, v in zip(parameters, gradients, velocities, strict=True):
-            arrays = (a.reshape(-1) for a in (p, g, v))
-            compiled(*arrays, lr, momentum, weight_decay, nesterov)
-
-    def adam_update(
-        self,
-        parameters: Sequence[Array],
-        gradients: Sequence[Array],
-        first_moments: Sequence[Array],
-        second_moments: Sequence[Array],
-        *,
-        step: int,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
-    ) -> None:
-        lists = parameters, gradients, first_moments, second_moments
-        if not all(map(self._in_line, *lists)):
-            super().adam_update(
-                *lists, step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps,
-                weight_decay=weight_decay, decoupled=decoupled,
-            )  # fmt: skip
-            return
-        numbers = (
-            lr / (1 - beta1**step), 1 - beta1, beta2, 1 - beta2, eps, math.sqrt(1 - beta2**step),
-            0.0 if decoupled else weight_decay, 1 - lr * weight_decay if decoupled else 1.0,
-        )  # fmt: skip
-        compiled = self._kernels.adam.compiled
-        for arrays in zip(*lists, strict=True):
-            compiled(*(a.reshape(-1) for a in arrays), *numbers)
+        compiled, numbers = getattr(self._kernels, name).compiled, scalars(**options)
+        for one in arrays:
+            compiled(*(array.reshape(-1) for array in one), *numbers)
 
     def _suits(self, *images: Array, others: tuple[Array, ...] = ()) -> bool:
         """Whether there are kernels for such arrays; images must be in batch-last memory."""
@@ -410,3 +369,38 @@ def _is_pairs(window: Window) -> bool:
 @lru_cache(maxsize=512)
 def _numbers(window: Window) -> Array:
     return np.array([n for sizes in plane_window(window) for n in sizes])
+
+
+# The scalar arguments of the kernels for updates.
+
+
+def _sgd(
+    *, step: int, lr: float, momentum: float, nesterov: bool, weight_decay: float
+) -> tuple[float, ...]:
+    return lr, momentum, weight_decay, nesterov
+
+
+def _adam(
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    shrink: float = 1.0,
+) -> tuple[float, ...]:
+    beta1, beta2 = betas
+    shares = 1 - beta1, beta2, 1 - beta2
+    return lr / (1 - beta1**step), *shares, eps, math.sqrt(1 - beta2**step), weight_decay, shrink
+
+
+def _adamw(*, lr: float, weight_decay: float, **rest: Any) -> tuple[float, ...]:
+    return _adam(lr=lr, weight_decay=0.0, shrink=1 - lr * weight_decay, **rest)
+
+
+# Kernel, arrays of each parameter (there is none for SGD without velocity), scalars.
+_FUSED: dict[Rule, tuple[str, int, Callable[..., Any]]] = {
+    sgd: ("sgd", 3, _sgd),
+    adam: ("adam", 4, _adam),
+    adamw: ("adam", 4, _adamw),
+}
