@@ -16,10 +16,12 @@ from arraycnn.arrays import Array, Shape
 from arraycnn.registry import backend_of
 
 Size: TypeAlias = int | Sequence[int]
+NO_SIZES = (str, bytes, bytearray, memoryview)  # sequences, of numbers even, but not of sizes
 
 REAL = ("float32", "float64", "float16")
 REAL_OR_COMPLEX = (*REAL, "complex64", "complex128")
 FLOATS = ("float16", "float32", "float64")  # that layers compute in
+MOST_SIZE = 2**31 - 1  # of an axis, a kernel, a padding: no array has more elements along one
 
 
 def as_real(
@@ -39,8 +41,11 @@ def as_real(
             outside of the interval.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
-    number = float(value)
+        raise TypeError(f"{name} must be a number, got {shown(value)}")
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond the floats
+        number = math.copysign(math.inf, value)
     if not math.isfinite(number) or not minimum <= number < below or (positive and number <= 0):
         lower = " above 0" if positive else f" of at least {minimum:g}"
         lower = lower if minimum > -math.inf else ""
@@ -65,7 +70,7 @@ def as_probability(name: str, value: Any) -> float:
 def as_bool(name: str, value: Any) -> bool:
     """``value`` if it is True or False, NumPy's included; TypeError otherwise."""
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
     return bool(value)
 
 
@@ -76,15 +81,32 @@ def as_int(value: Any) -> int:
     return operator.index(value)
 
 
-def as_count(name: str, value: Any, *, minimum: int | None = 1) -> int:
-    """``value`` as a single int of at least ``minimum``; the error names the argument."""
+def as_count(
+    name: str, value: Any, *, minimum: int | None = 1, maximum: int | None = MOST_SIZE
+) -> int:
+    """``value`` as a single int with ``minimum <= value <= maximum``; None is no limit."""
     try:
         number = as_int(value)
     except TypeError:
-        raise TypeError(f"{name} must be an int, got {value!r}") from None
+        raise TypeError(f"{name} must be an int, got {shown(value)}") from None
     if minimum is not None and number < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {number}")
+        raise ValueError(f"{name} must be at least {minimum}, got {shown(number)}")
+    if maximum is not None and number > maximum:
+        raise ValueError(f"{name} must be at most {maximum}, got {shown(number)}")
     return number
+
+
+def shown(value: Any) -> str:
+    """What an error message shows of a value that came: an array by its shape, a number cut."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"an array of shape {tuple(value.shape)}" if value.shape else f"{value!r:.80}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, int) and value.bit_length() > 256:  # whose digits Python may refuse
+        return f"an int of {value.bit_length()} bits"
+    text = f"{value!r:.80}"
+    plain = value is None or isinstance(value, bool | int | float | complex | str | bytes)
+    return text if plain or isinstance(value, tuple | list) else f"{text} of type {_kind(value)}"
 
 
 def ndim_of(input_size: Size) -> int:
@@ -98,27 +120,37 @@ def as_sizes(name: str, value: Any, ndim: int, *, minimum: int = 1) -> Shape:
     Raises:
         TypeError: not integers. ValueError: wrong number of them, or one below ``minimum``.
     """
-    if isinstance(value, str) or (isinstance(value, Sequence) and len(value) != ndim):
+    if isinstance(value, NO_SIZES) or (isinstance(value, Sequence) and len(value) != ndim):
         raise ValueError(
             f"{name} must be an int or one int for each of {ndim} spatial dimension"
-            f"{'s' if ndim > 1 else ''}, got {value!r}"
+            f"{'s' if ndim > 1 else ''}, got {shown(value)}"
         )
     values = tuple(value) if isinstance(value, Sequence) else (value,) * ndim
     try:
         result = tuple(as_int(v) for v in values)
     except TypeError:
         raise TypeError(
-            f"{name} must be an int or one int per spatial dimension, got {value!r}"
+            f"{name} must be an int or one int per spatial dimension, got {shown(value)}"
         ) from None
     if any(v < minimum for v in result):
-        raise ValueError(f"{name} must be at least {minimum} in every dimension, got {value!r}")
+        raise ValueError(
+            f"{name} must be at least {minimum} in every dimension, got {shown(value)}"
+        )
+    if any(v > MOST_SIZE for v in result):
+        got = ", ".join(map(shown, result))
+        raise ValueError(f"{name} must be at most {MOST_SIZE} in every dimension, got {got}")
     return result
 
 
-def as_shape(name: str, value: Any, rank: int) -> Shape:
-    """``value`` as the shape of an array with ``rank`` dimensions."""
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != rank:
-        raise ValueError(f"{name} must be a tuple of {rank} sizes, got {value!r}")
+def as_shape(name: str, value: Any, rank: int | None = None) -> Shape:
+    """``value`` as the shape of an array with ``rank`` dimensions; None: with at least one."""
+    fits = isinstance(value, Sequence) and not isinstance(value, NO_SIZES)
+    if not fits or len(value) != (len(value) or 1 if rank is None else rank):
+        sizes = "(N, C, *S), batch included, e.g. (1, 3, 32, 32)"
+        sizes = sizes if rank is None else f"a tuple of {rank} sizes"
+        advice = "; pass its .shape" if hasattr(value, "shape") else ""
+        error = ValueError if fits else TypeError
+        raise error(f"{name} must be {sizes}, got {shown(value)}{advice}")
     return tuple(as_count(name, size, minimum=0) for size in value)
 
 
@@ -130,8 +162,9 @@ def check_shape(name: str, shape: Shape, expected: Shape, reason: str) -> None:
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Refuse a value that is not one of the named choices."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    if not isinstance(value, str) or value not in choices:
+        names = ", ".join(map(repr, choices))
+        raise ValueError(f"{name} must be one of {names}, got {shown(value)}")
 
 
 def check_arrays(
@@ -165,9 +198,11 @@ def owner_of(name: str, array: Any) -> Any:
     try:
         return backend_of(array)
     except TypeError:
+        remedy = "convert it first, e.g. with numpy.asarray(..., dtype=numpy.float32)"
+        if isinstance(array, str | bytes):
+            remedy = "a path is no array: read the picture first"
         raise TypeError(
-            f"{name} must be a NumPy or CuPy array, got {type(array).__name__}; convert it first, "
-            "e.g. with numpy.asarray(..., dtype=numpy.float32)"
+            f"{name} must be a NumPy or CuPy array, got {type(array).__name__}; {remedy}"
         ) from None
 
 
@@ -191,11 +226,11 @@ def to_backend(backend: Any, name: str, array: Any) -> Array:
 def check_dtype(name: str, dtype: Any, dtypes: tuple[str, ...] = REAL) -> None:
     """Refuse a dtype that the operation does not compute in."""
     if dtype not in dtypes_named(dtypes):
-        remedy = (
-            f"convert it, e.g. {name}.astype('float32') / 255 for 8-bit images"
-            if dtype.kind in "iub"
-            else f"convert it, e.g. {name}.astype('{dtypes[0]}')"
-        )
+        remedy = f"convert it, e.g. {name}.astype('float32')"
+        if dtype == np.uint8 and name in ("x", "images"):
+            remedy += " / 255 for pictures"
+        elif dtype.kind == "c":
+            remedy = f"convert it, e.g. {name}.real or abs({name})"
         raise TypeError(f"{name} must be one of {', '.join(dtypes)}, got {dtype}; {remedy}")
 
 

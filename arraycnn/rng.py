@@ -31,7 +31,7 @@ def mix(z: int) -> int:
 
 def as_seed(seed: Any) -> int:
     """``seed`` as a non-negative int; fresh entropy for ``None``."""
-    return secrets.randbits(63) if seed is None else as_count("seed", seed, minimum=0)
+    return secrets.randbits(63) if seed is None else as_count("seed", seed, minimum=0, maximum=None)
 
 
 def child_seed(seed: int, index: int) -> int:

@@ -162,4 +162,4 @@ def _half_cosine(start: float, end: float, part: float) -> float:
 
 
 def _step(step: int) -> int:
-    return as_count("step", step, minimum=0)
+    return as_count("step", step, minimum=0, maximum=None)

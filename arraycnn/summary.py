@@ -1,7 +1,6 @@
 """A table of what a network consists of and costs."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +100,7 @@ def summary(model: Layer, input_shape: Shape, *others: Shape) -> Summary:
     """
     if not isinstance(model, Layer):
         raise TypeError(f"model must be a layer, got {model!r}")
-    shapes = tuple(map(_input_shape, (input_shape, *others)))
+    shapes = tuple(as_shape("input_shape", shape) for shape in (input_shape, *others))
     model.output_shape(*shapes)  # refuses what does not fit together
     itemsize = 4 if model.dtype is None else model.dtype.itemsize
     rows = []
@@ -119,14 +118,6 @@ def summary(model: Layer, input_shape: Shape, *others: Shape) -> Summary:
             )
         )
     return Summary(tuple(rows), shapes, sum(p.size for p in model.parameters()))
-
-
-def _input_shape(shape: Shape) -> Shape:
-    if not isinstance(shape, Sequence) or isinstance(shape, str):
-        raise TypeError(
-            f"input_shape must be (N, C, *S), batch included, e.g. (1, 3, 32, 32), got {shape!r}"
-        )
-    return as_shape("input_shape", shape, len(shape))
 
 
 def _elements(shape: Any) -> int:

@@ -52,7 +52,7 @@ class Backend(
 
     @workspace_limit.setter
     def workspace_limit(self, limit: int) -> None:
-        self._workspace_limit = as_count("workspace_limit", limit)
+        self._workspace_limit = as_count("workspace_limit", limit, maximum=None)
 
     @abstractmethod
     def owns(self, x: Any) -> bool:

@@ -58,7 +58,7 @@ class DataLoader:
         self.labels = labels
         self.batch_size = as_count("batch_size", batch_size)
         self.shuffle = bool(shuffle)
-        self.seed = as_count("seed", seed, minimum=0)
+        self.seed = as_count("seed", seed, minimum=0, maximum=None)
         self.drop_last = bool(drop_last)
         self.transform = transform
         self.prefetch = bool(prefetch)
@@ -124,8 +124,8 @@ class DataLoader:
                 f"state belongs to another DataLoader: {'; '.join(differences)}. Make the loader "
                 "with the arguments it was saved with"
             )
-        epoch = as_count("state['epoch']", state["epoch"], minimum=0)
-        delivered = as_count("state['batch']", state["batch"], minimum=0)
+        epoch = as_count("state['epoch']", state["epoch"], minimum=0, maximum=None)
+        delivered = as_count("state['batch']", state["batch"], minimum=0, maximum=None)
         if delivered > len(self):
             raise ValueError(
                 f"state['batch'] must be at most {len(self)}, the batches of an epoch, "

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from arraycnn.arguments import as_any_real, check_arrays, check_choice, check_shape
+from arraycnn.arguments import as_any_real, as_count, check_arrays, check_choice, check_shape
 from arraycnn.arrays import Array
 from arraycnn.backends.memory_format import batch_view, buffer_of
 
@@ -220,8 +220,7 @@ def _enter(x: Array, grad_output: Array) -> Any:
 
 
 def _axis(x: Array, axis: int) -> int:
-    if isinstance(axis, bool) or not isinstance(axis, int):
-        raise TypeError(f"axis must be an int, got {axis!r}")
+    axis = as_count("axis", axis, minimum=None)
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(
             f"axis must be between {-x.ndim} and {x.ndim - 1} for x of shape {tuple(x.shape)}, got "

@@ -1,5 +1,7 @@
 """Convolution (cross-correlation) of 1-, 2- and 3-dimensional arrays, its adjoints and im2col."""
 
+from collections.abc import Sequence
+
 from arraycnn.arguments import (
     REAL_OR_COMPLEX,
     Size,
@@ -318,7 +320,7 @@ def col2im(
         TypeError, ValueError: as `conv2d`; ``columns`` not of the shape that `im2col` makes.
     """
     backend = check_arrays(REAL_OR_COMPLEX, columns=columns)
-    sizes = [size for size in (output_size, kernel_size) if not isinstance(size, int)]
+    sizes = [size for size in (output_size, kernel_size) if isinstance(size, Sequence)]
     ndim = len(sizes[0]) if sizes else 1
     output_size = as_sizes("output_size", output_size, ndim)
     kernel_size = as_sizes("kernel_size", kernel_size, ndim)

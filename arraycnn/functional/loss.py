@@ -106,7 +106,7 @@ def softmax_cross_entropy(
     check_choice("reduction", reduction, REDUCTIONS)
     label_smoothing = as_probability("label_smoothing", label_smoothing)
     if ignore_index is not None:
-        ignore_index = as_count("ignore_index", ignore_index, minimum=None)
+        ignore_index = as_count("ignore_index", ignore_index, minimum=None, maximum=None)
     if logits.ndim < 2 or logits.shape[1] < 1:
         raise ValueError(f"logits must be (N, classes, ...), got shape {tuple(logits.shape)}")
     classes = logits.shape[1]

@@ -131,8 +131,8 @@ def dropout_grad(grad_output: Array, p: float = 0.5, *, seed: int, counter: int 
 def _mask(p: float, seed: int, counter: int) -> tuple[float, int, int]:
     return (
         as_probability("p", p),
-        as_count("seed", seed, minimum=0),
-        as_count("counter", counter, minimum=0),
+        as_count("seed", seed, minimum=0, maximum=None),
+        as_count("counter", counter, minimum=0, maximum=None),
     )
 
 

@@ -259,7 +259,7 @@ def global_avg_pool(x: Array) -> Array:
 def global_avg_pool_grad(input_shape: Shape, grad_output: Array) -> Array:
     """Gradient of `global_avg_pool` with respect to x: (N, C) spread over ``input_shape``."""
     backend = check_arrays(grad_output=grad_output)
-    input_shape = as_shape("input_shape", input_shape, len(input_shape))
+    input_shape = as_shape("input_shape", input_shape)
     positions = _positions("input_shape", input_shape)
     check_shape("grad_output", grad_output.shape, input_shape[:2], "like the pooling's output")
     grad = backend.empty(input_shape, grad_output.dtype)

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from heapq import heappop, heappush
 from typing import Any, ClassVar
 
+import numpy as np
+
 from arraycnn.arguments import owner_of, to_backend
 from arraycnn.arrays import Array, Shape
 from arraycnn.backends import Backend, BackendLike, backend_of
@@ -291,7 +293,7 @@ def _check_names(inputs: tuple[str, ...], names: list[str]) -> None:
 def _check_source(user: str, source: Any, known: set[str]) -> None:
     name = source
     if isinstance(source, tuple):
-        good = len(source) == 2 and type(source[1]) is int and source[1] >= 0
+        good = len(source) == 2 and isinstance(source[1], int | np.integer) and source[1] >= 0
         name = source[0] if good else None
     if not isinstance(name, str):
         raise TypeError(f"a source of {user} must be a name or (name, index), got {source!r}")
@@ -316,7 +318,7 @@ def _output_names(outputs: Any, nodes: list[Node], known: set[str]) -> tuple[Sou
                 f"{', '.join(map(repr, free[:10]))}; name them, e.g. outputs={tuple(free[:2])!r}"
             )
         return (free[0],)
-    if isinstance(outputs, str) or (len(outputs) == 2 and isinstance(outputs[1], int)):
+    if isinstance(outputs, str) or (len(outputs) == 2 and isinstance(outputs[1], int | np.integer)):
         outputs = (outputs,)
     found = tuple(tuple(s) if isinstance(s, list) else s for s in outputs)
     if not found:

@@ -204,7 +204,8 @@ def _stream(name: str, entry: Any) -> tuple[int, int]:
             f"returns, got {entry!r}"
         )
     seed, counter = (
-        as_count(f"{key} of layer {name!r}", entry[key], minimum=0) for key in ("seed", "counter")
+        as_count(f"{key} of layer {name!r}", entry[key], minimum=0, maximum=None)
+        for key in ("seed", "counter")
     )
     return seed, counter
 

@@ -188,7 +188,7 @@ class UnitBias(Layer):
     ) -> None:
         if not isinstance(shape, Sequence) or len(shape) < 1:
             raise ValueError(f"shape must be (C, *S), the shape of one sample, got {shape!r}")
-        self.shape = as_shape("shape", shape, len(shape))
+        self.shape = as_shape("shape", shape, len(shape) if isinstance(shape, Sequence) else 1)
         self.backend = get_backend(backend)
         self.bias = Parameter(
             self.backend.xp.zeros(self.shape, as_float_dtype(dtype)), self.backend

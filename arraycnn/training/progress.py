@@ -66,7 +66,7 @@ class Progress:
         if missing:
             raise ValueError(f"state must come from Trainer.state_dict(), but it lacks {missing}")
         epoch, step, batch = (
-            as_count(f"state[{name!r}]", state[name], minimum=0)
+            as_count(f"state[{name!r}]", state[name], minimum=0, maximum=None)
             for name in ("epoch", "step", "batch")
         )
         history = state["history"]
