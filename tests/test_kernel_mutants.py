@@ -15,7 +15,6 @@ import emulator
 import pytest
 import test_kernels
 from emulator import launcher
-from test_backend import CALLS
 
 from arraycnn.backends.cuda import kernels
 
@@ -94,13 +93,13 @@ MUTANTS = [
     Mutant("groups share their weights", "convolution.cu", "convolution",
            "a(weight + group * outputs * depth,", "a(weight,"),
     # Cases
-    Mutant("the last of equals wins", "pooling.cu", "max_pool_winners", "!(v > best)",
+    Mutant("the last of equals wins", "pooling.cu", "max_pool_argmax", "!(v > best)",
            "!(v >= best)"),
     Mutant("a NaN does not win", "pooling.cu", "max_pool", " && !first_nan", ""),
-    Mutant("a maximum below 0 wins", "pooling.cu", "max_pool_winners",
-           "winner = volume32(w.kernel);", ""),
+    Mutant("a maximum below 0 wins", "pooling.cu", "max_pool_argmax",
+           "best_tap = volume32(w.kernel);", ""),
     Mutant("every tap gets the gradient", "pooling.cu", "max_pool_grad",
-           "if (int(winners[p]) == tap)", ""),
+           "if (int(argmax[p]) == tap)", ""),
     Mutant("another number of the stream", "pointwise.cu", "dropout", "z >> 30", "z >> 31"),
     Mutant("the bias of another channel", "pointwise.cu", "dense", "Acc<T>(bias[row])",
            "Acc<T>(bias[0])"),
@@ -153,9 +152,9 @@ class Broken:
         elif primitive == "sgd_update":
             test_kernels.test_updates_compute_the_same(primitive, "float32", self.backend)
         else:
-            for arguments in CALLS[primitive]:
-                test_kernels.check(self.backend, primitive, arguments, "float32")
-            if primitive in test_kernels.TILE_CALLS:
+            for case in test_kernels.CASES[primitive]:
+                test_kernels.check(self.backend, case, "float32")
+            if primitive in test_kernels.TILE_CASES:
                 test_kernels.test_every_tile_computes_the_same(
                     primitive, "float32", 64, False, self.backend, self.monkeypatch
                 )

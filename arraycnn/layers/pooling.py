@@ -64,12 +64,12 @@ class MaxPool(Pool, RectifiedLayer):
     def forward(self, x: Array, *, relu: bool = False) -> tuple[Array, Backward]:
         backend, x = self.receive(x)
         window = self.window(x.shape)
-        y, winners = backend.max_pool_winners(backend.batch_last(x), window, relu)
+        y, argmax = backend.max_pool_argmax(backend.batch_last(x), window, relu)
         output = kept(y)
 
         def backward(grad_y: Array) -> Array:
             delta = backend.batch_last(receive_grad(backend, grad_y, output))
-            return backend.max_pool_grad(winners, delta, window)
+            return backend.max_pool_grad(argmax, delta, window)
 
         return y, backward
 

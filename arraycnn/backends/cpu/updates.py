@@ -5,13 +5,12 @@ from functools import wraps
 from typing import Any, TypeVar
 
 from arraycnn.arrays import Array
-from arraycnn.backends.cpu.elementwise import SECONDS
-from arraycnn.backends.cpu.threads import Workers
+from arraycnn.backends.cpu.device import CpuDevice, cuts
+from arraycnn.backends.cpu.tuning import SECONDS_PER_PASS, UPDATE_ELEMENTS
 from arraycnn.backends.reference.updates import UpdatePrimitives
 
-CHUNK = 1 << 16  # elements: so many of all arrays and temporaries stay in cache
-
 Update = TypeVar("Update", bound=Callable[..., None])
+PASSES = 8  # over an element in an update, about
 
 
 def in_chunks(update: Update) -> Update:
@@ -19,23 +18,25 @@ def in_chunks(update: Update) -> Update:
 
     @wraps(update)
     def update_chunks(self: "CpuUpdates", *lists: Sequence[Array], **options: Any) -> None:
-        given = [arrays for arrays in lists if arrays]  # a list of state may be empty
-        chunks = [chunk for arrays in zip(*given, strict=True) for chunk in _chunks(arrays)]
-
-        def change(index: int) -> None:
-            found = iter(chunks[index])
-            update(self, *([next(found)] if arrays else [] for arrays in lists), **options)
-
-        seconds = sum(parameters.size for parameters, *_ in chunks) * 8 * SECONDS
-        self.workers.run(change, len(chunks), seconds, blas=False)
+        small: list[list[Array]] = [[] for _ in lists]  # a list of state may be empty
+        tasks, size = [small], 0
+        for index, parameter in enumerate(lists[0]):
+            arrays = [each[index] if each else None for each in lists]
+            size += parameter.size
+            chunks = _chunks(parameter.size, arrays)
+            tasks += chunks
+            if not chunks:
+                for each, array in zip(small, arrays, strict=True):
+                    if array is not None:
+                        each.append(array)
+        seconds = size * PASSES * SECONDS_PER_PASS
+        self.workers.run(lambda task: update(self, *task, **options), tasks, seconds, blas=False)
 
     return update_chunks  # type: ignore[return-value]
 
 
-class CpuUpdates(UpdatePrimitives):
+class CpuUpdates(CpuDevice, UpdatePrimitives):
     """See the base class for what is computed."""
-
-    workers: Workers
 
     sgd_update = in_chunks(UpdatePrimitives.sgd_update)
     adam_update = in_chunks(UpdatePrimitives.adam_update)
@@ -43,10 +44,14 @@ class CpuUpdates(UpdatePrimitives):
     adagrad_update = in_chunks(UpdatePrimitives.adagrad_update)
 
 
-def _chunks(arrays: tuple[Array, ...]) -> list[tuple[Array, ...]]:
-    """The same pieces of arrays of one shape."""
-    size = arrays[0].size
-    if size <= CHUNK or not all(array.flags.c_contiguous for array in arrays):
-        return [arrays]
-    flat = [array.reshape(-1) for array in arrays]
-    return [tuple(a[start : start + CHUNK] for a in flat) for start in range(0, size, CHUNK)]
+def _chunks(size: int, arrays: list[Array | None]) -> list[list[list[Array]]]:
+    """Lists of one piece of each of the arrays; none for small arrays, or where one has gaps."""
+    if size <= UPDATE_ELEMENTS:
+        return []
+    if not all(array is None or array.flags.c_contiguous for array in arrays):
+        return []
+    flat = [None if array is None else array.reshape(-1) for array in arrays]
+    return [
+        [[] if array is None else [array[part]] for array in flat]
+        for part in cuts(size, UPDATE_ELEMENTS)
+    ]

@@ -1,10 +1,10 @@
 """Softmax cross-entropy: the loss of classification and its gradient, together."""
 
 from arraycnn.arrays import Array
-from arraycnn.backends.memory_format import Layout, batch_view, buffer_of
+from arraycnn.backends.memory_format import MemoryFormat, batch_view, buffer_of
 
 
-class LossPrimitives(Layout):
+class LossPrimitives(MemoryFormat):
     """Losses of logits (N, classes, *S) of any memory order."""
 
     def softmax_cross_entropy(

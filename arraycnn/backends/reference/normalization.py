@@ -2,10 +2,10 @@
 
 from arraycnn.arrays import Array
 from arraycnn.backends.memory_format import batch_view, buffer_of
-from arraycnn.backends.reference.elementwise import PointwisePrimitives
+from arraycnn.backends.reference.elementwise import ElementwisePrimitives
 
 
-class NormalizationPrimitives(PointwisePrimitives):
+class NormalizationPrimitives(ElementwisePrimitives):
     """Per-channel statistics and affine maps; arrays are (N, C, *S) in batch-last memory."""
 
     def channel_moments(self, x: Array) -> tuple[Array, Array]:

@@ -7,15 +7,13 @@ are Python numbers, so float32 stays float32.
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from arraycnn.arrays import Array
+from arraycnn.backends.memory_format import MemoryFormat
 
 
-class UpdatePrimitives:
-    """The part of a backend that optimizers use, in plain ``xp``."""
-
-    xp: Any
+class UpdatePrimitives(MemoryFormat):
+    """The part of a backend that optimizers use."""
 
     def sgd_update(
         self,
