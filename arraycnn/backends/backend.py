@@ -45,7 +45,7 @@ PRIMITIVES: dict[str, dict[str, str]] = {
         "convolution_input_grad": "δx = col2im(Kᴴ Δ): Δ (N, O, *out), K → (N, C, *S)",
         "convolution_weight_grad": "δK = Δ vᴴ: x (N, C, *S), Δ (N, O, *out) → (O, C/G, *K)",
         "convolution_grads": "both gradients: x, Δ, K → δx, δK",
-        "workspace_bytes": "what `convolution` takes beside its result, for given sizes",
+        "workspace_bytes": "what the columns of `convolution` take, for given sizes",
         "algorithms": "the algorithms to try for a problem, in this order",
         "candidates": "the algorithms that apply to a problem, the one that always does last",
         "adjoint": "the convolution that is to compute the input gradient, if any",

@@ -3,7 +3,6 @@
 The input is read where it lies: no columns, no padding.
 """
 
-import math
 from functools import cached_property
 
 import numpy as np
@@ -65,8 +64,7 @@ class Direct(Algorithm):
         window, batch = problem.window, problem.batch
         # With few samples a vector holds neighbouring columns, which at a border differ in taps.
         self.pads = batch < backend.kernels.LANES and not window.is_unpadded
-        padded = batch * problem.inputs * math.prod(window.padded_size) * FLOAT32.itemsize
-        self.workspace_bytes = padded if self.pads else 0
+        self.workspace_bytes = 0
 
     def forward(self, x: Array, weight: Array, bias: Array | None, relu: bool) -> Array | None:
         window, batch, _, outputs, groups, _ = self.problem

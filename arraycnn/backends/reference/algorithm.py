@@ -48,7 +48,7 @@ class Algorithm(ABC):
 
     Attributes:
         seconds: roughly, on one core; the algorithm that takes least is tried first.
-        workspace_bytes: of the largest array that `forward` makes beside its result.
+        workspace_bytes: of the columns, or transforms, that `forward` holds at a time.
         shares: whether `adjoint_grads` saves work.
     """
 

@@ -225,7 +225,7 @@ class ConvolutionPrimitives(MemoryFormat):
     def workspace_bytes(
         self, window: Window, batch: int, weight_shape: Shape, groups: int, dtype: Any
     ) -> int:
-        """Bytes of the largest array that `convolution` makes beside its result."""
+        """Bytes of the columns, or transforms, that `convolution` holds at a time."""
         outputs, inputs = weight_shape[0], weight_shape[1] * groups
         problem = Problem(window, batch, inputs, outputs, groups, dtype)
         return max(algorithm.workspace_bytes for algorithm in self.algorithms(problem))
