@@ -19,6 +19,7 @@ Size: TypeAlias = int | Sequence[int]
 
 REAL = ("float32", "float64", "float16")
 REAL_OR_COMPLEX = (*REAL, "complex64", "complex128")
+FLOATS = ("float16", "float32", "float64")  # that layers compute in
 
 
 def as_real(
@@ -59,6 +60,13 @@ def as_probability(name: str, value: Any) -> float:
     if number > 1:
         raise ValueError(f"{name} must be a probability between 0 and 1, got {number!r}")
     return number
+
+
+def as_bool(name: str, value: Any) -> bool:
+    """``value`` if it is True or False, NumPy's included; TypeError otherwise."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
 
 
 def as_int(value: Any) -> int:
@@ -196,6 +204,17 @@ def dtypes_named(names: tuple[str, ...]) -> frozenset[Any]:
     return frozenset(map(np.dtype, names))
 
 
+def as_float_dtype(dtype: Any) -> Any:
+    """``dtype`` as a NumPy dtype that layers compute in."""
+    try:
+        result = None if dtype is None else np.dtype(dtype)  # None would mean float64 to NumPy
+    except TypeError:
+        result = None
+    if str(result) not in FLOATS:  # the name of one in foreign byte order is another
+        raise TypeError(f"dtype must be one of {', '.join(FLOATS)}, got {dtype!r}")
+    return result
+
+
 def check_channel_vector(name: str, array: Array | None, channels: int, owner: str) -> None:
     """Refuse a per-channel array that is not (channels,)."""
     if array is not None and array.shape != (channels,):
@@ -203,3 +222,37 @@ def check_channel_vector(name: str, array: Array | None, channels: int, owner: s
             f"{name} must have shape ({channels},), one value for each channel of {owner}, got "
             f"{tuple(array.shape)}"
         )
+
+
+def check_forward(name: str, result: Any) -> tuple[Any, Any]:
+    """What a layer's forward returned, if it is y and a function."""
+    if type(result) is tuple and len(result) == 2 and callable(result[1]):
+        y = result[0]
+        if hasattr(y, "shape") or isinstance(y, tuple):
+            return result
+    raise TypeError(
+        f"{name}.forward must return (y, backward), an array and a function "
+        f"of its gradient, got {_kind(result)}"
+    )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_kind, value))})"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"an array of shape {tuple(value.shape)}"
+    return f"{type(value).__name__}"
+
+
+def check_grad(backend: Any, grad: Array, shape: Shape, dtype: Any) -> Array:
+    """The door of ``backward``: ``grad`` on the backend, shaped and typed like the output."""
+    if not backend.owns(grad):
+        grad = to_backend(backend, "grad_output", grad)
+    if grad.shape != shape:
+        check_shape("grad_output", grad.shape, shape, "like the layer's output")
+    if grad.dtype != dtype:
+        raise TypeError(
+            f"grad_output must have the dtype of the layer's output, {dtype}, got {grad.dtype}; "
+            f"convert it with grad_output.astype('{dtype}')"
+        )
+    return grad

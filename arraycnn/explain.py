@@ -138,7 +138,7 @@ def explain(conv: Conv, x: Array, grad_output: Array | None = None) -> Explanati
     """
     if not isinstance(conv, Conv):
         raise TypeError(f"conv must be a Conv1d, Conv2d or Conv3d, got {type(conv).__name__}")
-    backend, x = conv.receive(x)
+    backend, x = conv.check_input(x)
     shape = conv.output_shape(x.shape)
     if shape[0] != 1:
         raise ValueError(f"x must be one sample of shape (1, C, *S), got {tuple(x.shape)}; x[:1]?")

@@ -25,14 +25,14 @@ def gradcheck(
 ) -> None:
     """Check the gradients of a layer, or of a function that returns (y, backward).
 
-    The directional derivative of ⟨y, r⟩ for a random r is compared with central differences in
-    every input element and, for a layer, every parameter element. The layer's state, gradients and
-    random state are afterwards what they were.
+    The directional derivative of ⟨y, r⟩ for a random r, summed over the outputs, is compared with
+    central differences in every input element and, for a layer, every parameter element. The
+    layer's state, gradients and random state are afterwards what they were.
 
     Args:
         function: a layer, or ``f(*inputs) → (y, backward)`` with ``backward(grad_y)`` returning the
             gradient of each input (one array, or a tuple).
-        inputs: float64 arrays; a layer takes one, and its parameters must be float64 too.
+        inputs: float64 arrays, and the parameters of a layer must be float64 too.
         step, tolerance: of the difference, and on |difference| / max(1, |gradient|).
         seed: of r.
 
@@ -76,8 +76,17 @@ def gradcheck(
         for parameter in parameters.values():
             parameter.grad = None
         y, backward = forward()
-        direction = backend.asarray(np.random.default_rng(seed).standard_normal(y.shape))
-        gradients = backward(direction)
+        rng = np.random.default_rng(seed)
+        several = isinstance(y, tuple)
+        directions = [
+            backend.asarray(rng.standard_normal(one.shape)) for one in (y if several else (y,))
+        ]
+
+        def product(y: Any) -> float:
+            ys = y if several else (y,)
+            return sum(float((one * r).sum()) for one, r in zip(ys, directions, strict=True))
+
+        gradients = backward(tuple(directions)) if several else backward(directions[0])
         gradients = gradients if isinstance(gradients, tuple) else (gradients,)
         if len(gradients) != len(inputs):
             raise GradientError(
@@ -90,9 +99,9 @@ def gradcheck(
             for index in np.ndindex(array.shape):
                 value = float(array[index])
                 array[index] = value + step
-                above = float((forward()[0] * direction).sum())
+                above = product(forward()[0])
                 array[index] = value - step
-                below = float((forward()[0] * direction).sum())
+                below = product(forward()[0])
                 array[index] = value
                 found, expected = float(exact[name][index]), (above - below) / (2 * step)
                 if not math.isclose(found, expected, rel_tol=tolerance, abs_tol=tolerance):

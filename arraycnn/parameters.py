@@ -98,4 +98,5 @@ class Parameter(Variable):
             if self.grad is None:
                 self.grad = grad.copy() if copy else grad
             else:
-                self.grad = self.grad + grad
+                total = self.grad + grad
+                self.grad = total if total.shape else self.backend.asarray(total)

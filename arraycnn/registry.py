@@ -1,7 +1,6 @@
 """Which backends there are: found by name, or from the arrays that they own."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeAlias
 
@@ -123,23 +122,29 @@ def backend_of(*arrays: Any) -> Any:
     return backend
 
 
-@contextmanager
-def preferred(backend: Any) -> Iterator[None]:
+class preferred:
     """Within the block, let `backend_of` return ``backend`` for the arrays that it owns.
 
-    Two backends may own the same kind of array. A training step says so which of them it runs on.
+    Two backends may own the same kind of array. A network and a training step say so which of them
+    they run on.
     """
-    token = _preferred.set(backend)
-    try:
-        yield
-    finally:
-        _preferred.reset(token)
+
+    __slots__ = ("_backend", "_token")
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+
+    def __enter__(self) -> None:
+        self._token = _preferred.set(self._backend)
+
+    def __exit__(self, *_: object) -> None:
+        _preferred.reset(self._token)
 
 
 def _names() -> str:
     """The names that `get_backend` takes, for people."""
-    known = [*_entries, *(f"{name}:<device>" for name, entry in _entries.items() if entry.devices)]
-    return f"{', '.join(map(repr, known))} or 'auto'"
+    devices = [f"{name}:<device>" for name, entry in _entries.items() if entry.devices]
+    return f"{', '.join(map(repr, sorted([*_entries, *devices])))} or 'auto'"
 
 
 def _owner(array: Any) -> Any:

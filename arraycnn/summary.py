@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from arraycnn.arguments import as_shape
 from arraycnn.arrays import Shape
@@ -17,7 +18,7 @@ class Row:
     layer: str
     output_shape: Shape
     parameters: int
-    multiply_adds: int
+    multiply_adds: int | None
     activation_bytes: int
     workspace_bytes: int
 
@@ -27,19 +28,25 @@ class Summary:
     """What `summary` returns; prints as a table.
 
     Attributes:
-        rows: one per layer. input_shape: for which sizes and costs hold.
+        rows: one per layer. input_shapes: for which sizes and costs hold; input_shape, the first.
         parameters: trained numbers in all, shared ones counted once.
-        multiply_adds: of one forward pass. activation_bytes: of all outputs together.
+        multiply_adds: of one forward pass; None where a layer of your own, made of layers, does
+            not say. activation_bytes: of all outputs together.
         workspace_bytes: of the largest column matrix.
     """
 
     rows: tuple[Row, ...]
-    input_shape: Shape
+    input_shapes: tuple[Shape, ...]
     parameters: int
 
     @property
-    def multiply_adds(self) -> int:
-        return sum(row.multiply_adds for row in self.rows)
+    def input_shape(self) -> Shape:
+        return self.input_shapes[0]
+
+    @property
+    def multiply_adds(self) -> int | None:
+        known = [row.multiply_adds for row in self.rows if row.multiply_adds is not None]
+        return sum(known) if len(known) == len(self.rows) else None
 
     @property
     def activation_bytes(self) -> int:
@@ -54,10 +61,10 @@ class Summary:
                 "workspace")  # fmt: skip
         body = [
             (row.name, row.layer, str(row.output_shape), f"{row.parameters:,}",
-             f"{row.multiply_adds:,}", _bytes(row.activation_bytes), _bytes(row.workspace_bytes))
+             _count(row.multiply_adds), _bytes(row.activation_bytes), _bytes(row.workspace_bytes))
             for row in self.rows
         ]  # fmt: skip
-        total = ("", "total", "", f"{self.parameters:,}", f"{self.multiply_adds:,}",
+        total = ("", "total", "", f"{self.parameters:,}", _count(self.multiply_adds),
                  _bytes(self.activation_bytes), _bytes(self.workspace_bytes))  # fmt: skip
         table = [head, *body, total]
         widths = [max(len(line[column]) for line in table) for column in range(len(head))]
@@ -70,15 +77,23 @@ class Summary:
         ]
         rule = "─" * max(map(len, lines))
         return "\n".join(
-            [f"input {self.input_shape}", lines[0], rule, *lines[1:-1], rule, lines[-1]]
+            [
+                f"input {' and '.join(map(str, self.input_shapes))}",
+                lines[0],
+                rule,
+                *lines[1:-1],
+                rule,
+                lines[-1],
+            ]
         )
 
 
-def summary(model: Layer, input_shape: Shape) -> Summary:
+def summary(model: Layer, input_shape: Shape, *others: Shape) -> Summary:
     """Layer, output shape, parameters, multiply-adds, activation and workspace bytes of a network.
 
     Args:
         model: any layer. input_shape: (N, C, *S), batch included.
+        others: the shapes of further inputs, where the network has several.
 
     Raises:
         ValueError: the shape does not fit; the message is the first failing layer's.
@@ -86,29 +101,43 @@ def summary(model: Layer, input_shape: Shape) -> Summary:
     """
     if not isinstance(model, Layer):
         raise TypeError(f"model must be a layer, got {model!r}")
-    if not isinstance(input_shape, Sequence) or isinstance(input_shape, str):
-        raise TypeError(
-            f"input_shape must be (N, C, *S), batch included, e.g. (1, 3, 32, 32), got "
-            f"{input_shape!r}"
-        )
-    input_shape = as_shape("input_shape", input_shape, len(input_shape))
-    model.output_shape(input_shape)  # refuses what does not fit together
+    shapes = tuple(map(_input_shape, (input_shape, *others)))
+    model.output_shape(*shapes)  # refuses what does not fit together
     itemsize = 4 if model.dtype is None else model.dtype.itemsize
     rows = []
-    for name, layer, shape in model.leaves(input_shape):
-        output = layer.output_shape(shape)
+    for name, layer, given in model.walk(*shapes):
+        output = layer.output_shape(*given)
         rows.append(
             Row(
                 name=name,
                 layer=repr(layer),
                 output_shape=output,
                 parameters=sum(p.size for p in layer.parameters()),
-                multiply_adds=layer.multiply_adds(shape),
-                activation_bytes=math.prod(output) * itemsize,
-                workspace_bytes=layer.workspace_bytes(shape),
+                multiply_adds=layer.multiply_adds(*given),
+                activation_bytes=_elements(output) * itemsize,
+                workspace_bytes=layer.workspace_bytes(*given),
             )
         )
-    return Summary(tuple(rows), input_shape, sum(p.size for p in model.parameters()))
+    return Summary(tuple(rows), shapes, sum(p.size for p in model.parameters()))
+
+
+def _input_shape(shape: Shape) -> Shape:
+    if not isinstance(shape, Sequence) or isinstance(shape, str):
+        raise TypeError(
+            f"input_shape must be (N, C, *S), batch included, e.g. (1, 3, 32, 32), got {shape!r}"
+        )
+    return as_shape("input_shape", shape, len(shape))
+
+
+def _elements(shape: Any) -> int:
+    """Numbers in an output, or in several."""
+    if shape and isinstance(shape[0], tuple):
+        return sum(map(_elements, shape))
+    return math.prod(shape)
+
+
+def _count(number: int | None) -> str:
+    return "?" if number is None else f"{number:,}"
 
 
 def _bytes(count: int) -> str:

@@ -61,7 +61,7 @@ def floors(workload: Workload, limits: Ceilings) -> dict[str, float]:
     from arraycnn.layers import Conv2d, Dense
 
     layers = []
-    for _, layer, shape in arraycnn_model(workload).leaves((workload.batch, *workload.image)):
+    for _, layer, (shape,) in arraycnn_model(workload).walk((workload.batch, *workload.image)):
         if not isinstance(layer, Conv2d | Dense):
             continue
         multiply_adds = layer.multiply_adds(shape)

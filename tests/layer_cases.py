@@ -161,6 +161,7 @@ CASES = [
     Case("GlobalAvgPool()", (3, 2, 3, 2), _function("global_avg_pool")),
     Case("Dense(4, 3)", (5, 4), lambda layer, x: F.dense(x, layer.weight.data, layer.bias.data)),
     Case("Dense(4, 3, bias=False)", (5, 4), lambda layer, x: F.dense(x, layer.weight.data)),
+    Case("Identity()", (3, 2, 4), lambda layer, x: x),
     Case("Flatten()", (3, 2, 2, 3), lambda layer, x: x.reshape(len(x), math.prod(x.shape[1:]))),
     Case("BatchNorm(3)", (4, 3, 2, 3), _batch_norm),
     Case("BatchNorm(3)", (6, 3), _batch_norm),

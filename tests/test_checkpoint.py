@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -37,6 +38,10 @@ EVERY_LAYER = ac.Sequential(
     ac.ELU(0.5), ac.GELU("tanh"), ac.SELU(), ac.LeakyReLU(0.2), ac.Sigmoid(), ac.Softmax(),
     ac.Softplus(), ac.Tanh(), ac.ReLU(), ac.GlobalAvgPool(), ac.Flatten(), ac.Dropout(0.25),
     ac.Residual(ac.Dense(4, 4), ac.Dense(4, 4, bias=False)), ac.Residual(ac.BatchNorm(4, eps=1e-4)),
+    ac.Recompute(ac.Graph({
+        "b": (ac.Concat(axis=-1), "x", "a"), "a": (ac.Identity(), "x"), "c": (ac.Add(), "b", "b"),
+        "d": (ac.Multiply(), "c", "b"),
+    })),
     seed=1,
 )  # fmt: skip
 
@@ -257,13 +262,35 @@ class TestLoadModel:
             ac.load_model(tmp_path / "x.h5", classes=[Apply])
         ac.load_checkpoint(tmp_path / "x.h5", model)
 
-    def test_parameters_shared_by_hand_need_the_network(self, tmp_path):
-        model = ac.Sequential(ac.Dense(3, 3), ac.Dense(3, 3))
-        model.layers[1].weight = model.layers[0].weight
-        ac.save_checkpoint(tmp_path / "x.h5", model)
-        ac.load_checkpoint(tmp_path / "x.h5", model)
-        with pytest.raises(ac.CheckpointError, match=r"missing in the file: 1\.weight"):
-            ac.load_model(tmp_path / "x.h5")
+    def test_parameters_shared_by_hand_stay_shared(self, tmp_path):
+        model = ac.Sequential(ac.Dense(3, 3), ac.ReLU(), ac.Dense(3, 3))
+        model[2].weight = model[0].weight
+        optimizer = ac.Adam(model.parameters())
+        assert len(optimizer.parameters) == 3
+        ac.save_checkpoint(tmp_path / "x.h5", model, optimizer)
+        assert "2.weight" not in ac.read_checkpoint_info(tmp_path / "x.h5").tensors
+        other = ac.load_model(tmp_path / "x.h5")
+        assert other[2].weight is other[0].weight
+        assert other[2].bias is not other[0].bias
+        assert_same(other, model)
+        ac.load_checkpoint(tmp_path / "x.h5", model, optimizer)
+        untied = ac.Sequential(ac.Dense(3, 3), ac.ReLU(), ac.Dense(3, 3))
+        with pytest.raises(ac.CheckpointError, match=r"missing in the file: 2\.weight"):
+            ac.load_checkpoint(tmp_path / "x.h5", untied)
+
+    @pytest.mark.parametrize(("ties", "message"), [
+        ({"2.weight": "5.weight"}, "must be in the model"),
+        ({"2.weight": "0.bias"}, "different shapes"),
+        ({"2.weight": 3}, "must be a name"),
+    ])  # fmt: skip
+    def test_ties_that_do_not_fit_are_refused(self, tmp_path, ties, message):
+        model = ac.Sequential(ac.Dense(3, 3), ac.ReLU(), ac.Dense(3, 3))
+        model[2].weight = model[0].weight
+        path = tmp_path / "x.h5"
+        with mock.patch("arraycnn.checkpoint.contents.ties_of", return_value=ties):
+            ac.save_checkpoint(path, model)
+        with pytest.raises(ac.CheckpointError, match=message):
+            ac.load_model(path)
 
 
 class Scale(ac.layers.Layer):

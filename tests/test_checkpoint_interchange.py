@@ -190,7 +190,7 @@ class TestKeras:
     @pytest.mark.parametrize("data", [b"", b"x" * 1000])
     def test_no_hdf5(self, data, tmp_path):
         (tmp_path / "x.h5").write_bytes(data)
-        with pytest.raises(ac.CheckpointError, match=r"x\.h5: HDF5"):
+        with pytest.raises(ac.CheckpointError, match=r"x\.h5: not readable as HDF5"):
             ac.load_keras_weights(network(), tmp_path / "x.h5", IMAGES.shape)
 
     @pytest.mark.parametrize("share", range(5, 100, 10))
@@ -202,15 +202,29 @@ class TestKeras:
             ac.load_keras_weights(model, tmp_path / "x.h5", IMAGES.shape)
         assert_unchanged(model)
 
+    def test_storage_elsewhere(self, tmp_path):
+        """Numbers in another file are neither read nor taken for zeros."""
+        path = tmp_path / "x.h5"
+        path.write_bytes(KERAS.read_bytes())
+        with h5py.File(path, "r+") as file:
+            name = "layers/dense_1/vars/0"
+            del file[name]
+            file.create_dataset(name, (7, 5), "<f4", external=[("/etc/passwd", 0, 140)])
+        model = network()
+        with pytest.raises(ac.CheckpointError, match="its numbers are not in the file"):
+            ac.load_keras_weights(model, path, IMAGES.shape)
+        assert_unchanged(model)
+
     @pytest.mark.parametrize(
         ("replace", "rule"),
         [
-            (h5py.ExternalLink("/etc/passwd", "/x"), "only hard links"),
-            (h5py.SoftLink("/layers/dense/vars/0"), "only hard links"),
-            (np.zeros((7, 5), ">f4"), "type must be float32, got >f4"),
-            (np.zeros((7, 5), "<i4"), "type must be float32, got int32"),
+            (h5py.ExternalLink("/etc/passwd", "/x"), "not readable as HDF5"),
+            (h5py.SoftLink("/layers/dense/vars/0"), r"shape must be \(7, 5\), got \(60, 7\)"),
+            (np.zeros((7, 5), "<i4"), "type must be one of .*, got int32"),
+            (["a", "b"], "type must be one of .*, got object"),
+            (h5py.Empty("<f4"), "not readable as HDF5"),
         ],
-        ids=["external", "soft", "big-endian", "integers"],
+        ids=["external", "soft", "integers", "text", "empty"],
     )
     def test_hostile(self, replace, rule, tmp_path):
         path = tmp_path / "x.h5"

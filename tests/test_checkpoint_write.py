@@ -15,7 +15,7 @@ from crash import kill_often
 from forked import run_forked
 
 import arraycnn as ac
-from arraycnn.checkpoint import atomic
+from arraycnn import files
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ class TestNames:
 
 class TestTemporaries:
     def temporary(self, folder):
-        with atomic.atomic_file(folder / "run.h5"):
+        with files.atomic_file(folder / "run.h5"):
             [name] = [name for name in os.listdir(folder) if name.endswith(".tmp")]
         return folder / name
 

@@ -98,7 +98,7 @@ def test_every_activation_and_gradient_is_batch_last(name: str, backend: Backend
     network = watched(make(seed=0, backend=backend), seen)
     x = put(backend, np.random.default_rng(0).random(shape, np.float32), "batch_last")
     step(network, x)
-    leaves = sum(1 for _ in network.leaves(shape))
+    leaves = sum(1 for _ in network.walk(shape))
     assert len(seen) >= leaves  # half of the leaves are watchers; each notes two arrays
     if name == "lenet1":  # the gradient inside a border is a part of a buffer
         seen = [entry for entry in seen if not entry[0].startswith("gradient from above Scaled")]

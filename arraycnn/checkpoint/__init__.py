@@ -5,9 +5,9 @@ what is in a file and verifies it.
 """
 
 from arraycnn.checkpoint.info import CheckpointInfo, read_checkpoint_info
-from arraycnn.checkpoint.keras import load_keras_weights
 from arraycnn.checkpoint.load import load_checkpoint, load_model
 from arraycnn.checkpoint.save import save_checkpoint
+from arraycnn.interchange.keras import load_keras_weights
 
 __all__ = [
     "CheckpointInfo",

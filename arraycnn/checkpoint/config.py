@@ -3,6 +3,7 @@
 {"class": "Conv2d", "config": {"in_channels": 1, …}}   an object and its constructor's arguments
 {"again": 3}                                            the object begun as number 3, shared
 {"float": "-inf"}                                       what JSON has no number for
+{"items": [["conv", […]], …]}                           a dict, in its order
 """
 
 import dataclasses
@@ -96,6 +97,8 @@ class _Encoder:
             return self.encode(value.item())
         if isinstance(value, list | tuple):
             return [self.encode(item) for item in value]
+        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            return {"items": [[key, self.encode(item)] for key, item in value.items()]}
         if isinstance(value, Layer):
             return self._object(value, value.config())
         if is_schedule(value):
@@ -136,6 +139,8 @@ class _Decoder:
             return self._again(data["again"])
         if data.keys() == {"float"} and data["float"] in ("inf", "-inf", "nan"):
             return float(data["float"])
+        if data.keys() == {"items"}:
+            return self._dict(data["items"])
         raise self._error(f"expected 'class' and 'config', got an object with {sorted(data)!r:.80}")
 
     def _object(self, name: Any, config: Any) -> Any:
@@ -154,6 +159,14 @@ class _Decoder:
         except (TypeError, ValueError, OverflowError, MemoryError) as error:
             raise self._error(f"{name} cannot be built: {error}") from error
         return built
+
+    def _dict(self, items: Any) -> dict[str, Any]:
+        good = isinstance(items, list) and all(
+            isinstance(item, list) and len(item) == 2 and isinstance(item[0], str) for item in items
+        )
+        if not good or len({key for key, _ in items}) != len(items):
+            raise self._error(f"'items' must be pairs with different names, got {items!r:.80}")
+        return {key: self._decode(item) for key, item in items}
 
     def _again(self, number: Any) -> Any:
         known = isinstance(number, int) and 0 <= number < len(self._objects)
@@ -176,13 +189,21 @@ def _count(data: Any) -> int:
 
 def _construct(cls: type, arguments: dict[str, Any]) -> Any:
     parameters = inspect.signature(cls).parameters
-    unknown = [name for name in arguments if name not in parameters or name in PLACEMENT]
+    kinds = {parameter.kind for parameter in parameters.values()}
+    any_name = inspect.Parameter.VAR_KEYWORD in kinds
+    unknown = [
+        name for name in arguments if name in PLACEMENT or not (any_name or name in parameters)
+    ]
     if unknown:
         raise TypeError(f"unknown arguments {unknown!r:.80}")
     positional: list[Any] = []
-    for name, parameter in parameters.items():
-        if parameter.kind is parameter.VAR_POSITIONAL and name in arguments:
-            positional = arguments.pop(name)
+    if inspect.Parameter.VAR_POSITIONAL in kinds:  # what stands before it must be positional too
+        for name, parameter in parameters.items():
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                positional += arguments.pop(name, ())
+                break
+            if name in arguments:
+                positional.append(arguments.pop(name))
     if _LAYERS.get(cls.__name__) is not cls:
         return cls(*positional, **arguments)
     # Values come from the file, so none are drawn: that would take as long as a hostile

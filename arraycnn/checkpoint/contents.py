@@ -11,6 +11,7 @@ from arraycnn.checkpoint.hdf5 import TYPES, Entry
 from arraycnn.checkpoint.metadata import plain
 from arraycnn.errors import CheckpointError
 from arraycnn.layers.layer import Layer
+from arraycnn.layers.state import joined, set_part
 from arraycnn.optim import Optimizer
 from arraycnn.parameters import Parameter, Variable
 from arraycnn.version import __version__
@@ -33,6 +34,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "random": (dict,),
     "extra": (dict,),
 }
+_OPTIONAL: dict[str, tuple[type, ...]] = {"tied": (dict,)}
 _OPTIMIZER_FIELDS: dict[str, tuple[type, ...]] = {
     "kind": (str,),
     "hyperparameters": (dict,),
@@ -44,13 +46,42 @@ _OPTIMIZER_FIELDS: dict[str, tuple[type, ...]] = {
 
 def tensors_of(model: Layer) -> dict[str, Variable]:
     """Parameters and buffers by name, a shared one under its first name only."""
-    tensors: dict[str, Variable] = {}
-    seen: set[int] = set()
-    for name, tensor in model.named_variables():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            tensors[name] = tensor
-    return tensors
+    return dict(model.named_variables(remove_duplicate=True))
+
+
+def ties_of(model: Layer) -> dict[str, str]:
+    """The other names of parameters and buffers that different layers share, with the first."""
+    first: dict[int, str] = {}
+    ties = {}
+    for path, layer in model.named_layers(remove_duplicate=True):
+        for name, variable in layer.own_variables():
+            full = joined(path, name)
+            if first.setdefault(id(variable), full) != full:
+                ties[full] = first[id(variable)]
+    return ties
+
+
+def tie(model: Layer, ties: Mapping[str, str]) -> None:
+    """Let names stand for one variable again, as `ties_of` found them.
+
+    Raises:
+        CheckpointError: a name that is not there, or two of different shapes.
+    """
+    places = {
+        joined(path, name): (layer, name)
+        for path, layer in model.named_layers(remove_duplicate=True)
+        for name, _ in layer.own_variables()
+    }
+    for name, first in ties.items():
+        if name not in places or first not in places:
+            raise CheckpointError(
+                f"meta: tied: {name!r:.80} and {first!r:.80} must be in the model"
+            )
+        (layer, own), (other, its) = places[name], places[first]
+        kept = dict(other.own_variables())[its]
+        if dict(layer.own_variables())[own].shape != kept.shape:
+            raise CheckpointError(f"meta: tied: {name} and {first} have different shapes")
+        set_part(layer, own, kept)
 
 
 def group_of(tensor: Variable) -> str:
@@ -114,10 +145,12 @@ def metadata_of(
             "steps": optimizer_state["steps"],
             "slots": list(optimizer_state["slots"]),
         }
+    ties = ties_of(model)
     return {
         "format": FORMAT,
         "library": __version__,
         "model": model_data(model),
+        **({"tied": ties} if ties else {}),
         "dtype": None if model.dtype is None else str(model.dtype),
         **index,
         "optimizer": optimizer_data,
@@ -156,7 +189,11 @@ def checked(meta: dict[str, Any]) -> dict[str, Any]:
     Raises:
         CheckpointError: otherwise; the message names the field.
     """
-    _check_fields("meta", meta, _FIELDS)
+    fields = _FIELDS | {name: types for name, types in _OPTIONAL.items() if name in meta}
+    _check_fields("meta", meta, fields)
+    for name, first in meta.get("tied", {}).items():
+        if not isinstance(first, str):
+            raise CheckpointError(f"meta: tied: {name!r:.80} must be a name, got {first!r:.80}")
     if meta["format"] != FORMAT:
         raise CheckpointError(f"meta: format must be {FORMAT!r}, got {meta['format']!r:.80}")
     for name in ("epoch", "step"):

@@ -6,7 +6,6 @@ bytes 0..511   89 41 43 4E 4E 0D 0A 0A | u32 version | u32 0 | u64 length of the
 
 import hashlib
 import os
-import stat
 import struct
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from arraycnn.arrays import Array
-from arraycnn.checkpoint.atomic import PathLike
 from arraycnn.checkpoint.stream import Source
 from arraycnn.errors import CheckpointDamagedError, CheckpointError
+from arraycnn.files import PathLike, open_regular
 
 MAGIC = b"\x89ACNN\r\n\n"
 VERSION = 1
@@ -78,23 +77,6 @@ def open_verified(path: PathLike, *, keep: bool, limit: int | None = None) -> It
                 "the checksum does not match: the file was damaged after it was written"
             )
         yield Source(size, descriptor, memory)
-
-
-@contextmanager
-def open_regular(path: PathLike) -> Iterator[int]:
-    """A descriptor of a regular file, for reading.
-
-    Raises:
-        OSError: it cannot be opened. CheckpointError: something else than a regular file.
-    """
-    # Opening a pipe without O_NONBLOCK would wait for a writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise CheckpointError("must be a regular file, not a directory, pipe or device")
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _check_fields(block: bytes, size: int) -> bytes:

@@ -6,25 +6,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import h5py
-import numpy as np
-
-from arraycnn.checkpoint.atomic import PathLike
+from arraycnn.arrays import Shape
 from arraycnn.checkpoint.config import build_schedule
 from arraycnn.checkpoint.contents import checked, entries_of, slot_entries
 from arraycnn.checkpoint.envelope import VERSION, open_verified
-from arraycnn.checkpoint.hdf5 import (
-    Entry,
-    Extents,
-    check_dataset,
-    check_groups,
-    extent_of,
-    open_dataset,
-    open_root,
-)
+from arraycnn.checkpoint.hdf5 import Tree
 from arraycnn.checkpoint.metadata import MAX_BYTES, decode
 from arraycnn.checkpoint.stream import Source
 from arraycnn.errors import CheckpointError
+from arraycnn.files import PathLike
 from arraycnn.schedules import Schedule
 
 
@@ -63,14 +53,14 @@ def read_checkpoint_info(path: PathLike) -> CheckpointInfo:
     Raises:
         CheckpointError: damaged or not a checkpoint. OSError: the file cannot be opened.
     """
-    with reading(path), open_verified(path, keep=False) as source, open_root(source) as root:
-        meta = read_meta(root)
+    with reading(path), open_verified(path, keep=False) as source:
+        tree = Tree(source)
+        meta = read_meta(tree)
         entries = [*entries_of(meta).values(), *(e for *_, e in slot_entries(meta))]
-        check_groups(root, ["meta", *(e.path for e in entries)])
-        extents = Extents(source.size)
+        tree.check_groups(["meta", *(e.path for e in entries)])
         for e in entries:
-            extents.add(e.path, *check_dataset(root, e))
-        extents.check()
+            tree.check(e)
+        tree.finish()
         return info_of(path, source, meta)
 
 
@@ -83,15 +73,18 @@ def reading(path: PathLike) -> Iterator[None]:
         raise type(error)(f"{os.fspath(path)}: {error}") from error
 
 
-def read_meta(root: Any) -> dict[str, Any]:
+def read_meta(tree: Tree) -> dict[str, Any]:
     """The metadata, checked."""
-    dataset, (length,) = open_dataset(root, "meta", "uint8", None)
-    if length > MAX_BYTES:
-        raise CheckpointError(f"meta: {length} bytes are more than the {MAX_BYTES} allowed")
-    extent_of(Entry("meta", "uint8", (length,)), dataset)
-    text = np.empty(length, np.uint8)
-    dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, text)
-    return checked(decode(text.tobytes()))
+    return checked(decode(tree.bytes(tree.dataset("meta", _check_meta))))
+
+
+def _check_meta(dtype: str, shape: Shape) -> None:
+    if dtype != "uint8":
+        raise CheckpointError(f"meta: its type must be uint8, got {dtype}")
+    if len(shape) != 1:
+        raise CheckpointError(f"meta: its shape must be (n,), got {shape}")
+    if shape[0] > MAX_BYTES:
+        raise CheckpointError(f"meta: {shape[0]} bytes are more than the {MAX_BYTES} allowed")
 
 
 def info_of(path: PathLike, source: Source, meta: Mapping[str, Any]) -> CheckpointInfo:

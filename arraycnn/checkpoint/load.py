@@ -9,7 +9,6 @@ import numpy as np
 
 from arraycnn.arrays import Array
 from arraycnn.backends import BackendLike, backend_of, get_backend
-from arraycnn.checkpoint.atomic import PathLike
 from arraycnn.checkpoint.config import build_model, build_schedule
 from arraycnn.checkpoint.contents import (
     entries_of,
@@ -18,19 +17,15 @@ from arraycnn.checkpoint.contents import (
     schedule_data,
     slot_entries,
     tensors_of,
+    tie,
 )
 from arraycnn.checkpoint.envelope import open_verified
-from arraycnn.checkpoint.hdf5 import (
-    Entry,
-    Extents,
-    check_groups,
-    open_root,
-    read_dataset,
-)
+from arraycnn.checkpoint.hdf5 import Entry, Tree
 from arraycnn.checkpoint.info import CheckpointInfo, info_of, read_meta, reading
 from arraycnn.checkpoint.metadata import MAX_BYTES, plain
 from arraycnn.checkpoint.save import Positioned
 from arraycnn.errors import CheckpointError
+from arraycnn.files import PathLike
 from arraycnn.layers.layer import Layer, RandomLayer
 from arraycnn.optim import Optimizer
 from arraycnn.parameters import Variable
@@ -70,20 +65,17 @@ def load_checkpoint(
     tensors = tensors_of(model)
     expected = {name: entry_of(name, tensor) for name, tensor in tensors.items()}
     with reading(path):
-        with (
-            open_verified(path, keep=True, limit=_size_limit(tensors)) as source,
-            open_root(source) as root,
-        ):
-            meta = read_meta(root)
+        with open_verified(path, keep=True, limit=_size_limit(tensors)) as source:
+            tree = Tree(source)
+            meta = read_meta(tree)
             _check_fit(expected, entries_of(meta))
             slots = list(slot_entries(meta))
             used = slots if optimizer is not None else []
             paths = [e.path for e in (*expected.values(), *(e for *_, e in used))]
-            check_groups(root, ["meta", *paths], ["optimizer"] if slots else [])
-            extents = Extents(source.size)
-            loaded = {n: read_dataset(root, e, source, extents) for n, e in expected.items()}
-            moments = [(slot, n, read_dataset(root, e, source, extents)) for slot, n, e in used]
-            extents.check()
+            tree.check_groups(["meta", *paths], ["optimizer"] if slots else [])
+            loaded = {n: tree.read(e) for n, e in expected.items()}
+            moments = [(slot, n, tree.read(e)) for slot, n, e in used]
+            tree.finish()
             info = info_of(path, source, meta)
         fresh = {
             name: (target or backend_of(tensors[name].data)).asarray(array)
@@ -124,8 +116,9 @@ def load_model(
     """
     target = get_backend(backend)
     with reading(path):
-        with open_verified(path, keep=True) as source, open_root(source) as root:
-            meta = read_meta(root)
+        with open_verified(path, keep=True) as source:
+            tree = Tree(source)
+            meta = read_meta(tree)
             if "problem" in meta["model"]:
                 raise CheckpointError(
                     f"the network's configuration could not be saved ({meta['model']['problem']});"
@@ -133,11 +126,12 @@ def load_model(
                 )
             entries = entries_of(meta)
             paths = [e.path for e in entries.values()]
-            check_groups(root, ["meta", *paths], ["optimizer"] if any(slot_entries(meta)) else [])
-            extents = Extents(source.size)
-            loaded = {n: read_dataset(root, e, source, extents) for n, e in entries.items()}
-            extents.check()
+            others = ["optimizer"] if any(slot_entries(meta)) else []
+            tree.check_groups(["meta", *paths], others)
+            loaded = {n: tree.read(e) for n, e in entries.items()}
+            tree.finish()
         model = build_model(meta["model"], classes)
+        tie(model, meta.get("tied", {}))
         tensors = tensors_of(model)
         _check_fit({n: _typed_as(entries, n, tensor) for n, tensor in tensors.items()}, entries)
         _check_random(model, meta["random"])

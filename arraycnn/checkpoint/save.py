@@ -6,11 +6,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from arraycnn.arrays import Array
-from arraycnn.checkpoint.atomic import PathLike, atomic_file
 from arraycnn.checkpoint.contents import entry, entry_of, host, metadata_of, tensors_of
 from arraycnn.checkpoint.envelope import seal
 from arraycnn.checkpoint.hdf5 import Entry, write_structure
 from arraycnn.checkpoint.metadata import encode
+from arraycnn.files import PathLike, atomic_file
 from arraycnn.layers.layer import Layer
 from arraycnn.optim import Optimizer
 from arraycnn.schedules import Schedule

@@ -26,13 +26,17 @@ class Source:
             raise RuntimeError("this file was not taken into memory")
         return self._memory[start : start + length]
 
-    def fetch(self, offset: int, into: memoryview) -> int:
-        """Fill ``into`` from ``offset``; the number of bytes there were."""
-        if self._memory is None:
-            return os.preadv(self._descriptor, [into], offset)
-        part = memoryview(self._memory)[offset : offset + len(into)]
-        into[: len(part)] = part
-        return len(part)
+    def read(self, start: int, length: int) -> bytes:
+        """The bytes from ``start``; fewer where the file ends."""
+        if self._memory is not None:
+            return bytes(self._memory[start : start + length])
+        found = bytearray()
+        while len(found) < length and start + len(found) < self.size:
+            part = os.pread(self._descriptor, length - len(found), start + len(found))
+            if not part:
+                raise CheckpointDamagedError("the file became shorter while it was read")
+            found += part
+        return bytes(found)
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write all of ``data`` at ``offset``."""
@@ -81,7 +85,9 @@ class Stream:
         wanted, done = len(view), 0
         try:
             while done < wanted and self.failure is None:
-                count = self._source.fetch(self._position + done, view[done:])
+                part = self._source.read(self._position + done, wanted - done)
+                count = len(part)
+                view[done : done + count] = part
                 if count == 0:
                     raise CheckpointDamagedError("HDF5 was led beyond the end of the file")
                 done += count

@@ -20,7 +20,10 @@ from arraycnn.layers.conv import (
     ConvTranspose3d,
 )
 from arraycnn.layers.dense import Dense, Flatten
+from arraycnn.layers.fusion import fused
+from arraycnn.layers.graph import Graph
 from arraycnn.layers.layer import Backward, Layer
+from arraycnn.layers.merge import Add, Concat, Identity, Multiply
 from arraycnn.layers.normalization import BatchNorm, Dropout
 from arraycnn.layers.pooling import (
     AdaptiveAvgPool2d,
@@ -32,7 +35,7 @@ from arraycnn.layers.pooling import (
     MaxPool2d,
     MaxPool3d,
 )
-from arraycnn.layers.sequential import Residual, Sequential
+from arraycnn.layers.sequential import Recompute, Residual, Sequential
 from arraycnn.parameters import Buffer, Parameter
 
 __all__ = [
@@ -40,12 +43,14 @@ __all__ = [
     "GELU",
     "SELU",
     "AdaptiveAvgPool2d",
+    "Add",
     "AvgPool1d",
     "AvgPool2d",
     "AvgPool3d",
     "Backward",
     "BatchNorm",
     "Buffer",
+    "Concat",
     "Conv1d",
     "Conv2d",
     "Conv3d",
@@ -56,17 +61,22 @@ __all__ = [
     "Dropout",
     "Flatten",
     "GlobalAvgPool",
+    "Graph",
+    "Identity",
     "Layer",
     "LeakyReLU",
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",
+    "Multiply",
     "Parameter",
     "ReLU",
+    "Recompute",
     "Residual",
     "Sequential",
     "Sigmoid",
     "Softmax",
     "Softplus",
     "Tanh",
+    "fused",
 ]

@@ -3,7 +3,7 @@
 import math
 from typing import Any, ClassVar
 
-from arraycnn.arguments import Size, as_count, as_sizes
+from arraycnn.arguments import Size, as_count, as_float_dtype, as_sizes, check_grad
 from arraycnn.arrays import Array, Shape
 from arraycnn.backends import Backend, BackendLike, get_backend
 from arraycnn.geometry import (
@@ -17,20 +17,14 @@ from arraycnn.geometry import (
     transposed_window,
 )
 from arraycnn.initializers import check_init, initial_weight
-from arraycnn.layers.layer import (
-    Backward,
-    RectifiedLayer,
-    as_float_dtype,
-    kept,
-    receive_grad,
-    skips_input_grad,
-)
+from arraycnn.layers.config import short
+from arraycnn.layers.layer import Backward, LayerWithRelu
 from arraycnn.layers.normalization import BatchNorm
 from arraycnn.parameters import Parameter
 from arraycnn.rng import as_seed
 
 
-class ConvBase(RectifiedLayer):
+class ConvBase(LayerWithRelu):
     """What convolutions and transposed convolutions share: kernels, bias and their gradients."""
 
     ndim: ClassVar[int]
@@ -70,9 +64,18 @@ class ConvBase(RectifiedLayer):
         if self.transposed:
             rows, columns = columns, rows
         shape = (rows, columns // self.groups, *self.kernel_size)
-        self.weight = Parameter(self.backend.xp.empty(shape, dtype))
-        self.bias = Parameter(self.backend.xp.empty(self.out_channels, dtype)) if bias else None
+        self.weight = Parameter(self.backend.xp.empty(shape, dtype), self.backend)
+        offsets = self.backend.xp.empty(self.out_channels, dtype)
+        self.bias = Parameter(offsets, self.backend) if bias else None
         self.initialize(as_seed(seed))
+
+    @property
+    def dtype(self) -> Any:
+        return self.weight.data.dtype
+
+    def config(self) -> dict[str, Any]:
+        values = {name: short(value) for name, value in super().config().items()}
+        return values | {"bias": self.bias is not None}
 
     def initialize(self, seed: int) -> None:
         taps = math.prod(self.kernel_size)
@@ -119,39 +122,41 @@ class Conv(ConvBase):
             dtype=dtype,
         )  # fmt: skip
 
-    @skips_input_grad
-    def forward(self, x: Array, *, relu: bool = False) -> tuple[Array, Backward]:
-        backend, x = self.receive(x)
+    def _forward(self, x: Array, *, relu: bool) -> tuple[Array, Backward]:
+        backend, x = self.check_input(x)
         window = self._window(x.shape)
         x = backend.batch_last(x)
         weight, bias, groups = self.weight, self.bias, self.groups
         h = backend.convolution(x, weight.data, bias and bias.data, window, groups, relu)
-        output = kept(h, relu)
+        shape, dtype, y = h.shape, h.dtype, h if relu else None
 
         def backward(grad_h: Array, *, input_grad: bool = True) -> Array | None:
-            delta = backend.batch_last(receive_grad(backend, grad_h, output, relu=relu))
-            if bias is not None:
+            delta = check_grad(backend, grad_h, shape, dtype)
+            if y is not None:
+                delta = backend.relu_grad(y, delta)
+            delta = backend.batch_last(delta)
+            if bias is not None and bias.requires_grad:
                 bias.add_grad(backend.channel_sum(delta), copy=False)
-            if not input_grad:
+            grad_x = None
+            if not weight.requires_grad:
+                if input_grad:
+                    return backend.convolution_input_grad(delta, weight.data, window, groups)
+            elif input_grad:
+                grad_x, grad = backend.convolution_grads(x, delta, weight.data, window, groups)
+                weight.add_grad(grad, copy=False)
+            else:
                 grad = backend.convolution_weight_grad(x, delta, weight.shape, window, groups)
                 weight.add_grad(grad, copy=False)
-                return None
-            grad_x, grad = backend.convolution_grads(x, delta, weight.data, window, groups)
-            weight.add_grad(grad, copy=False)
             return grad_x
 
         return h, backward
 
-    def __call__(self, x: Array, *, relu: bool = False, norm: BatchNorm | None = None) -> Array:
+    def _infer(self, x: Array, *, relu: bool, norm: BatchNorm | None = None) -> Array:
         """Inference; with ``norm``, also that of the batch normalisation of its output.
 
         s·(K v + b) + t = (s·K) v + (s·b + t): scaling the kernels saves a pass over the output.
         """
-        if norm and (norm.backend, norm.dtype) != (self.backend, self.dtype):
-            return norm(self(x), relu=relu)  # which says what to do about it
-        if type(self).forward is not Conv.forward:  # a subclass has its own
-            return super().__call__(x, relu=relu)
-        backend, x = self.receive(x)
+        backend, x = self.check_input(x)
         window = self._window(x.shape)
         weight, bias = self.weight.data, self.bias and self.bias.data
         if norm is not None:
@@ -216,9 +221,8 @@ class ConvTranspose(ConvBase):
             dtype=dtype,
         )  # fmt: skip
 
-    @skips_input_grad
-    def forward(self, x: Array, *, relu: bool = False) -> tuple[Array, Backward]:
-        backend, x = self.receive(x)
+    def _forward(self, x: Array, *, relu: bool) -> tuple[Array, Backward]:
+        backend, x = self.check_input(x)
         window = self._window(x.shape)
         x = backend.batch_last(x)
         weight, bias, groups = self.weight, self.bias, self.groups
@@ -227,14 +231,17 @@ class ConvTranspose(ConvBase):
             h += bias.data.reshape(-1, *(1,) * self.ndim)
         if relu:
             backend.relu(h, out=h)
-        output = kept(h, relu)
+        shape, dtype, y = h.shape, h.dtype, h if relu else None
 
         def backward(grad_h: Array, *, input_grad: bool = True) -> Array | None:
-            delta = backend.batch_last(receive_grad(backend, grad_h, output, relu=relu))
-            weight.add_grad(
-                backend.convolution_weight_grad(delta, x, weight.shape, window, groups), copy=False
-            )
-            if bias is not None:
+            delta = check_grad(backend, grad_h, shape, dtype)
+            if y is not None:
+                delta = backend.relu_grad(y, delta)
+            delta = backend.batch_last(delta)
+            if weight.requires_grad:
+                grad = backend.convolution_weight_grad(delta, x, weight.shape, window, groups)
+                weight.add_grad(grad, copy=False)
+            if bias is not None and bias.requires_grad:
                 bias.add_grad(backend.channel_sum(delta), copy=False)
             if not input_grad:
                 return None

@@ -3,25 +3,17 @@
 import math
 from typing import Any
 
-from arraycnn.arguments import as_count
+from arraycnn.arguments import as_count, as_float_dtype, check_grad
 from arraycnn.arrays import Array, Shape
 from arraycnn.backends import Backend, BackendLike, get_backend
 from arraycnn.functional.dense import check_dense
 from arraycnn.initializers import check_init, initial_weight
-from arraycnn.layers.layer import (
-    Backward,
-    Layer,
-    RectifiedLayer,
-    as_float_dtype,
-    kept,
-    receive_grad,
-    skips_input_grad,
-)
+from arraycnn.layers.layer import Backward, LayerWithoutParameters, LayerWithRelu
 from arraycnn.parameters import Parameter
 from arraycnn.rng import as_seed
 
 
-class Dense(RectifiedLayer):
+class Dense(LayerWithRelu):
     """h = K v + b for every sample v: (N, in_features) → (N, out_features).
 
     Args:
@@ -51,9 +43,17 @@ class Dense(RectifiedLayer):
         self.init = init
         self.backend = get_backend(backend)
         dtype = as_float_dtype(dtype)
-        self.weight = Parameter(self.backend.xp.empty((self.out_features, self.in_features), dtype))
-        self.bias = Parameter(self.backend.xp.empty(self.out_features, dtype)) if bias else None
+        xp, shape = self.backend.xp, (self.out_features, self.in_features)
+        self.weight = Parameter(xp.empty(shape, dtype), self.backend)
+        self.bias = Parameter(xp.empty(self.out_features, dtype), self.backend) if bias else None
         self.initialize(as_seed(seed))
+
+    @property
+    def dtype(self) -> Any:
+        return self.weight.data.dtype
+
+    def config(self) -> dict[str, Any]:
+        return super().config() | {"bias": self.bias is not None}
 
     def initialize(self, seed: int) -> None:
         weight = initial_weight(
@@ -63,18 +63,20 @@ class Dense(RectifiedLayer):
         if self.bias is not None:
             self.bias.data[...] = 0
 
-    @skips_input_grad
-    def forward(self, x: Array, *, relu: bool = False) -> tuple[Array, Backward]:
-        backend, v = self.receive(x)
+    def _forward(self, x: Array, *, relu: bool) -> tuple[Array, Backward]:
+        backend, v = self.check_input(x)
         weight, bias = self.weight, self.bias
         check_dense(v, weight.data)
         h = backend.dense(v, weight.data, bias and bias.data, relu)
-        output = kept(h, relu)
+        shape, dtype, y = h.shape, h.dtype, h if relu else None
 
         def backward(grad_h: Array, *, input_grad: bool = True) -> Array | None:
-            delta = receive_grad(backend, grad_h, output, relu=relu)
-            weight.add_grad(backend.dense_weight_grad(v, delta), copy=False)
-            if bias is not None:
+            delta = check_grad(backend, grad_h, shape, dtype)
+            if y is not None:
+                delta = backend.relu_grad(y, delta)
+            if weight.requires_grad:
+                weight.add_grad(backend.dense_weight_grad(v, delta), copy=False)
+            if bias is not None and bias.requires_grad:
                 bias.add_grad(backend.channel_sum(delta), copy=False)
             return backend.dense_input_grad(delta, weight.data) if input_grad else None
 
@@ -92,17 +94,17 @@ class Dense(RectifiedLayer):
         return math.prod(self.output_shape(input_shape)) * self.in_features
 
 
-class Flatten(Layer):
+class Flatten(LayerWithoutParameters):
     """(N, C, *S) → (N, C·L); a view in batch-last memory."""
 
     def forward(self, x: Array) -> tuple[Array, Backward]:
-        backend, x = self.receive(x)
-        shape = x.shape
+        backend, x = self.check_input(x)
+        shape, dtype = x.shape, x.dtype
         y = backend.batch_last(x).reshape(self.output_shape(shape))
-        output = kept(y)
+        flat = y.shape
 
         def backward(grad_y: Array) -> Array:
-            delta = receive_grad(backend, grad_y, output)
+            delta = check_grad(backend, grad_y, flat, dtype)
             return backend.batch_last(delta).reshape(shape)
 
         return y, backward

@@ -3,14 +3,16 @@
 from typing import Any, ClassVar
 
 from arraycnn import functional as F
-from arraycnn.arguments import Size, as_count, as_sizes
+from arraycnn.arguments import Size, as_count, as_sizes, check_grad
 from arraycnn.arrays import Array, Shape
 from arraycnn.functional.pooling import average_factors
 from arraycnn.geometry import Padding, Window, check_rank, pool_window, resolve_padding
-from arraycnn.layers.layer import Backward, Layer, RectifiedLayer, kept, receive_grad
+from arraycnn.layers.config import short
+from arraycnn.layers.layer import Backward, LayerWithoutParameters, LayerWithRelu
+from arraycnn.registry import preferred
 
 
-class Pool(Layer):
+class Pool(LayerWithoutParameters):
     """What max and average pooling share: the window."""
 
     ndim: ClassVar[int]
@@ -27,8 +29,8 @@ class Pool(Layer):
         resolve_padding(padding, self.kernel_size, self.kernel_size, self.stride, self.dilation)
 
     def config(self) -> dict[str, Any]:
-        default = {"stride": None} if self.stride == self.kernel_size else {}
-        return super().config() | default
+        values = {name: short(value) for name, value in super().config().items()}
+        return values | ({"stride": None} if self.stride == self.kernel_size else {})
 
     def window(self, input_shape: Shape) -> Window:
         """The pooling window over an input of that shape; ValueError if none fits."""
@@ -42,7 +44,7 @@ class Pool(Layer):
         return (*input_shape[:2], *self.window(input_shape).output_size)
 
 
-class MaxPool(Pool, RectifiedLayer):
+class MaxPool(Pool, LayerWithRelu):
     """The largest element of each window; see `functional.max_pool2d`.
 
     Args:
@@ -61,22 +63,22 @@ class MaxPool(Pool, RectifiedLayer):
     ) -> None:
         super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
 
-    def forward(self, x: Array, *, relu: bool = False) -> tuple[Array, Backward]:
-        backend, x = self.receive(x)
+    def _forward(self, x: Array, *, relu: bool) -> tuple[Array, Backward]:
+        backend, x = self.check_input(x)
         window = self.window(x.shape)
         y, argmax = backend.max_pool_argmax(backend.batch_last(x), window, relu)
-        output = kept(y)
+        shape, dtype = y.shape, y.dtype
 
-        def backward(grad_y: Array) -> Array:
-            delta = backend.batch_last(receive_grad(backend, grad_y, output))
-            return backend.max_pool_grad(argmax, delta, window)
+        def backward(grad_y: Array, *, input_grad: bool = True) -> Array | None:
+            if not input_grad:
+                return None
+            delta = check_grad(backend, grad_y, shape, dtype)
+            return backend.max_pool_grad(argmax, backend.batch_last(delta), window)
 
         return y, backward
 
-    def __call__(self, x: Array, *, relu: bool = False) -> Array:
-        if type(self).forward is not MaxPool.forward:  # a subclass has its own
-            return super().__call__(x, relu=relu)
-        backend, x = self.receive(x)
+    def _infer(self, x: Array, *, relu: bool) -> Array:
+        backend, x = self.check_input(x)
         return backend.max_pool(backend.batch_last(x), self.window(x.shape), relu)
 
 
@@ -105,17 +107,17 @@ class AvgPool(Pool):
         self.divisor_override = divisor_override
 
     def forward(self, x: Array) -> tuple[Array, Backward]:
-        backend, x = self.receive(x)
+        backend, x = self.check_input(x)
         window = self.window(x.shape)
         factors = average_factors(
             backend, window, x.dtype, self.count_include_pad, self.divisor_override
         )
         y = backend.sum_pool(backend.batch_last(x), window)
         y *= factors
-        output = kept(y)
+        shape, dtype = y.shape, y.dtype
 
         def backward(grad_y: Array) -> Array:
-            delta = backend.batch_last(receive_grad(backend, grad_y, output))
+            delta = backend.batch_last(check_grad(backend, grad_y, shape, dtype))
             return backend.sum_pool_grad(delta * factors, window)
 
         return y, backward
@@ -151,20 +153,26 @@ class AvgPool3d(AvgPool):
     ndim = 3
 
 
-class AdaptiveAvgPool2d(Layer):
+class AdaptiveAvgPool2d(LayerWithoutParameters):
     """Average pooling to ``output_size``, whatever the input's; see `functional`."""
 
     def __init__(self, output_size: Size) -> None:
         self.output_size = as_sizes("output_size", output_size, 2)
 
+    def config(self) -> dict[str, Any]:
+        return {"output_size": short(self.output_size)}
+
     def forward(self, x: Array) -> tuple[Array, Backward]:
-        backend, x = self.receive(x)
+        backend, x = self.check_input(x)
         shape, size = x.shape, self.output_size
-        y = F.adaptive_avg_pool2d(x, size)
-        output = kept(y)
+        with preferred(backend):
+            y = F.adaptive_avg_pool2d(x, size)
+        pooled, dtype = y.shape, y.dtype
 
         def backward(grad_y: Array) -> Array:
-            return F.adaptive_avg_pool2d_grad(shape, size, receive_grad(backend, grad_y, output))
+            delta = check_grad(backend, grad_y, pooled, dtype)
+            with preferred(backend):
+                return F.adaptive_avg_pool2d_grad(shape, size, delta)
 
         return y, backward
 
@@ -173,17 +181,20 @@ class AdaptiveAvgPool2d(Layer):
         return (*input_shape[:2], *self.output_size)
 
 
-class GlobalAvgPool(Layer):
+class GlobalAvgPool(LayerWithoutParameters):
     """The mean of each channel over all positions: (N, C, *S) → (N, C)."""
 
     def forward(self, x: Array) -> tuple[Array, Backward]:
-        backend, x = self.receive(x)
+        backend, x = self.check_input(x)
         shape = x.shape
-        y = F.global_avg_pool(x)
-        output = kept(y)
+        with preferred(backend):
+            y = F.global_avg_pool(x)
+        pooled, dtype = y.shape, y.dtype
 
         def backward(grad_y: Array) -> Array:
-            return F.global_avg_pool_grad(shape, receive_grad(backend, grad_y, output))
+            delta = check_grad(backend, grad_y, pooled, dtype)
+            with preferred(backend):
+                return F.global_avg_pool_grad(shape, delta)
 
         return y, backward
 

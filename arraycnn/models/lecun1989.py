@@ -6,12 +6,21 @@ the border is filled with the background's value, and the squashing function is 
 """
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any
 
 from arraycnn import functional as F
-from arraycnn.arguments import Size, as_any_real, as_count, as_int, as_shape, as_sizes, check_shape
+from arraycnn.arguments import (
+    Size,
+    as_any_real,
+    as_count,
+    as_float_dtype,
+    as_int,
+    as_shape,
+    as_sizes,
+    check_grad,
+    check_shape,
+)
 from arraycnn.arrays import Array, Shape
 from arraycnn.backends import Backend, BackendLike, get_backend
 from arraycnn.functional.activation import keeps_memory_order
@@ -24,23 +33,17 @@ from arraycnn.geometry import (
     resolve_padding,
 )
 from arraycnn.initializers import check_init, initial_weight
-from arraycnn.layers.activation import Activation, tanh_slope
+from arraycnn.layers.activation import Activation
+from arraycnn.layers.config import short
 from arraycnn.layers.conv import Conv2d
 from arraycnn.layers.dense import Dense, Flatten
-from arraycnn.layers.layer import (
-    Backward,
-    Layer,
-    as_float_dtype,
-    kept,
-    receive_grad,
-    skips_input_grad,
-)
+from arraycnn.layers.layer import Backward, Layer, LayerWithoutParameters, skips_input_grad
 from arraycnn.layers.sequential import Sequential
 from arraycnn.parameters import Parameter
 from arraycnn.rng import as_seed
 
 
-class ConstantPad2d(Layer):
+class ConstantPad2d(LayerWithoutParameters):
     """Puts a border of ``value`` around each plane.
 
     Args:
@@ -53,14 +56,14 @@ class ConstantPad2d(Layer):
         self._pairs = resolve_padding(padding, (1, 1), (1, 1))
 
     def forward(self, x: Array) -> tuple[Array, Backward]:
-        backend, x = self.receive(x)
+        backend, x = self.check_input(x)
         y = backend.empty(self.output_shape(x.shape), x.dtype)
         (top, _), (left, _) = self._pairs
         inner = (..., slice(top, top + x.shape[2]), slice(left, left + x.shape[3]))
         y[...] = self.value
         y[inner] = x
-        output = kept(y)
-        return y, lambda grad_y: receive_grad(backend, grad_y, output)[inner]
+        shape, dtype = y.shape, y.dtype
+        return y, lambda grad_y: check_grad(backend, grad_y, shape, dtype)[inner]
 
     def output_shape(self, input_shape: Shape) -> Shape:
         check_rank("x", input_shape, 2)
@@ -101,7 +104,7 @@ class PartialConv2d(Layer):
         self.init = init
         self.backend = get_backend(backend)
         shape = (len(self.connections), len(self.connections[0]), *self.kernel_size)
-        self.weight = Parameter(self.backend.xp.empty(shape, as_float_dtype(dtype)))
+        self.weight = Parameter(self.backend.xp.empty(shape, as_float_dtype(dtype)), self.backend)
         self.initialize(as_seed(seed))
 
     def initialize(self, seed: int) -> None:
@@ -112,7 +115,7 @@ class PartialConv2d(Layer):
 
     @skips_input_grad
     def forward(self, x: Array) -> tuple[Array, Backward]:
-        backend, x = self.receive(x)
+        backend, x = self.check_input(x)
         window = self._window(x.shape)
         x = backend.batch_last(x)
         weight = self.weight
@@ -121,15 +124,22 @@ class PartialConv2d(Layer):
         place = backend.asarray([[o] for o in range(outputs)]), backend.asarray(self.connections)
         full[place] = weight.data
         h = backend.convolution(x, full, None, window, 1)
-        output = kept(h)
+        shape, dtype = h.shape, h.dtype
 
         def backward(grad_h: Array, *, input_grad: bool = True) -> Array | None:
-            delta = backend.batch_last(receive_grad(backend, grad_h, output))
+            delta = backend.batch_last(check_grad(backend, grad_h, shape, dtype))
             grad = backend.convolution_weight_grad(x, delta, full.shape, window, 1)
-            weight.add_grad(grad[place], copy=False)
+            if weight.requires_grad:
+                weight.add_grad(grad[place], copy=False)
             return backend.convolution_input_grad(delta, full, window, 1) if input_grad else None
 
         return h, backward
+
+    def config(self) -> dict[str, Any]:
+        return {
+            name: value if name == "connections" else short(value)
+            for name, value in super().config().items()
+        }
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return (input_shape[0], len(self.connections), *self._window(input_shape).output_size)
@@ -181,22 +191,25 @@ class UnitBias(Layer):
             raise ValueError(f"shape must be (C, *S), the shape of one sample, got {shape!r}")
         self.shape = as_shape("shape", shape, len(shape))
         self.backend = get_backend(backend)
-        self.bias = Parameter(self.backend.xp.zeros(self.shape, as_float_dtype(dtype)))
+        self.bias = Parameter(
+            self.backend.xp.zeros(self.shape, as_float_dtype(dtype)), self.backend
+        )
 
     def initialize(self, seed: int) -> None:
         self.bias.data[...] = 0
 
     @skips_input_grad
     def forward(self, x: Array) -> tuple[Array, Backward]:
-        backend, x = self.receive(x)
+        backend, x = self.check_input(x)
         self.output_shape(x.shape)
         bias = self.bias
         y = backend.xp.add(x, bias.data, out=backend.xp.empty_like(x))  # in the order of x
-        output = kept(y)
+        shape, dtype = y.shape, y.dtype
 
         def backward(grad_y: Array, *, input_grad: bool = True) -> Array | None:
-            delta = receive_grad(backend, grad_y, output)
-            bias.add_grad(delta.sum(axis=0), copy=False)
+            delta = check_grad(backend, grad_y, shape, dtype)
+            if bias.requires_grad:
+                bias.add_grad(delta.sum(axis=0), copy=False)
             return delta if input_grad else None
 
         return y, backward
@@ -205,27 +218,22 @@ class UnitBias(Layer):
         check_shape("x", input_shape[1:], self.shape, "behind the batch")
         return tuple(input_shape)
 
-    def config(self) -> dict[str, Any]:
-        return {"shape": self.shape}
-
 
 class ScaledTanh(Activation):
     """1.7159·tanh(2x / 3): ±1 are mapped to ±1, where its second derivative is largest."""
 
     AMPLITUDE, SLOPE = 1.7159, 2 / 3
 
-    def forward(self, x: Array) -> tuple[Array, Backward]:
-        backend, x = self.receive(x)
-        t = F.tanh(_scaled(x, self.SLOPE))
-        factor = self.AMPLITUDE * self.SLOPE
+    @staticmethod
+    @keeps_memory_order
+    def function(x: Array) -> Array:
+        return F.tanh(x * ScaledTanh.SLOPE) * ScaledTanh.AMPLITUDE
 
-        def backward(grad_y: Array) -> Array:
-            return _scaled(tanh_slope(t, receive_grad(backend, grad_y, t)), factor)
-
-        return _scaled(t, self.AMPLITUDE), backward
-
-
-_scaled = keeps_memory_order(operator.mul)
+    @staticmethod
+    @keeps_memory_order
+    def gradient(x: Array, grad_output: Array) -> Array:
+        factor = ScaledTanh.AMPLITUDE * ScaledTanh.SLOPE
+        return F.tanh_grad(x * ScaledTanh.SLOPE, grad_output) * factor
 
 
 def lenet1(

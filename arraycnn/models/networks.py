@@ -152,7 +152,7 @@ def _block(in_channels: int, out_channels: int, stride: int) -> Residual:
 def _features(name: str, layers: Sequence[Layer], in_channels: int, image_size: int) -> int:
     size = as_count("image_size", image_size)
     try:
-        return Sequential(*layers).output_shape((1, in_channels, size, size))[1]
+        return int(Sequential(*layers).output_shape((1, in_channels, size, size))[1])
     except ValueError as error:
         raise ValueError(
             f"image_size {size} is too small for {name}: {error}; enlarge the images, e.g. with "

@@ -6,8 +6,8 @@ from typing import Any
 
 from arraycnn.arguments import as_count
 from arraycnn.checkpoint import CheckpointInfo
-from arraycnn.checkpoint.atomic import PathLike
 from arraycnn.errors import CheckpointDamagedError
+from arraycnn.files import PathLike
 from arraycnn.training.trainer import Callback, Trainer
 
 BEST = "best.h5"

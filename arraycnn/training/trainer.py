@@ -11,9 +11,10 @@ from arraycnn import functional as F
 from arraycnn.arguments import as_count, as_real
 from arraycnn.arrays import Array
 from arraycnn.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
-from arraycnn.checkpoint.atomic import PathLike
+from arraycnn.files import PathLike
 from arraycnn.layers.layer import Layer, backward_to_parameters
 from arraycnn.optim import Optimizer, clip_grad_norm
+from arraycnn.registry import preferred
 from arraycnn.schedules import Schedule
 from arraycnn.training.captured import CapturedStep
 from arraycnn.training.interrupts import interrupt_calls
@@ -284,7 +285,8 @@ class Trainer:
         """Train on the rest of the epoch; False if it was stopped before the loader's end."""
         has_position = hasattr(loader, "state_dict")
         for images, labels in loader if has_position else islice(loader, self.batch, None):
-            self._update(images, labels)
+            with preferred(self.model.backend):
+                self._update(images, labels)
             if has_position:
                 self._loader_state = loader.state_dict()
             self._tick()

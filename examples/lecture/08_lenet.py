@@ -94,7 +94,7 @@ def shapes(model: ac.Sequential, input_shape: tuple[int, ...]) -> list[tuple[str
     """The shapes (C, H, W) or (features,) that occur, each with the layers that make it."""
     result: list[tuple[str, tuple[int, ...]]] = [("input", input_shape[1:])]
     pending = []
-    for _, layer, shape in model.leaves(input_shape):
+    for _, layer, (shape,) in model.walk(input_shape):
         output = layer.output_shape(shape)[1:]
         name = type(layer).__name__.removesuffix("2d")
         if name in ("ConstantPad", "Flatten"):  # they only prepare what the next layer sees

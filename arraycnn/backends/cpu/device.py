@@ -58,7 +58,7 @@ class CpuDevice(MemoryFormat):
     def describe(self) -> str:
         threads = f"{self.num_threads} thread{'s' if self.num_threads > 1 else ''}"
         return (
-            f"cpu: {platform.processor() or platform.machine()}, {threads}, "
+            f"{self.name}: {platform.processor() or platform.machine()}, {threads}, "
             f"NumPy {np.__version__} with {describe_blas()}, {self._compiler()}"
         )
 

@@ -1,4 +1,4 @@
-"""Writing a file so that its name always shows a whole one, the old or the new.
+"""Files: written so that a name always shows a whole one, the old or the new, and opened safely.
 
 The bytes go to a temporary file in the same directory, are forced to the disk, and only then take
 over the name. A writer holds a lock on its temporary; the kernel drops the lock of a writer that
@@ -15,6 +15,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias
+
+from arraycnn.errors import CheckpointError
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -55,6 +57,23 @@ def atomic_file(path: PathLike) -> Iterator[int]:
         elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             text += "; what was there before is untouched; make space or choose another disk"
         raise type(error)(error.errno, text, str(path)) from error
+
+
+@contextlib.contextmanager
+def open_regular(path: PathLike) -> Iterator[int]:
+    """A descriptor of a regular file, for reading.
+
+    Raises:
+        OSError: it cannot be opened. CheckpointError: something else than a regular file.
+    """
+    # Opening a pipe without O_NONBLOCK would wait for a writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise CheckpointError("must be a regular file, not a directory, pipe or device")
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _check_target(target: Path) -> None:

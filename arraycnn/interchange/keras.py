@@ -1,18 +1,14 @@
 """Weights that Keras 3 saved (``.weights.h5``), in our layout and order."""
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
-import h5py
 import numpy as np
 
 from arraycnn.arrays import Array, Shape
-from arraycnn.checkpoint.atomic import PathLike
-from arraycnn.checkpoint.envelope import open_regular
-from arraycnn.checkpoint.hdf5 import TYPES, open_dataset, open_object, open_root
-from arraycnn.checkpoint.stream import Source
 from arraycnn.errors import CheckpointError
+from arraycnn.files import PathLike
+from arraycnn.interchange.hdf5 import foreign_file, members, numbers
 from arraycnn.layers import (
     BatchNorm,
     Conv1d,
@@ -38,7 +34,6 @@ _KERAS_NAMES: dict[type[Layer], str] = {
     BatchNorm: "batch_normalization",
 }
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
-_MAX_LAYERS = 10_000
 _MAX_VARIABLES = 4
 
 
@@ -58,37 +53,32 @@ def load_keras_weights(model: Layer, path: PathLike, input_shape: Shape) -> None
 
     Raises:
         CheckpointError: layers or shapes differ, or the file is no such file; the model is
-            unchanged. OSError: the file cannot be opened.
+            unchanged. OSError: the file cannot be opened. ImportError: pyfive is not installed.
     """
     plan = list(_keras_plan(model, input_shape))
-    try:
-        with open_regular(path) as descriptor:
-            source = Source(os.fstat(descriptor).st_size, descriptor)
-            with open_root(source, ours=False) as root:
-                stored = _keras_layers(root)
-                wanted = _numbered([_KERAS_NAMES[type(layer)] for _, layer, _ in plan])
-                if sorted(wanted) != sorted(stored):
-                    raise CheckpointError(
-                        f"the layers with weights are {sorted(stored)} in the file and "
-                        f"{sorted(wanted)} in the model"
-                    )
-                state = {
-                    f"{name}.{key}" if name else key: array
-                    for keras_name, (name, layer, order) in zip(wanted, plan, strict=True)
-                    for key, array in _from_keras(root, stored[keras_name], layer, order)
-                }
-        model.load_state_dict(state, strict=False)
-    except CheckpointError as error:
-        raise type(error)(f"{os.fspath(path)}: {error}") from error
+    with foreign_file(path) as root:
+        stored = _keras_layers(root)
+        wanted = _numbered([_KERAS_NAMES[type(layer)] for _, layer, _ in plan])
+        if sorted(wanted) != sorted(stored):
+            raise CheckpointError(
+                f"the layers with weights are {sorted(stored)} in the file and {sorted(wanted)} in "
+                "the model"
+            )
+        state = {
+            f"{name}.{key}" if name else key: array
+            for keras_name, (name, layer, order) in zip(wanted, plan, strict=True)
+            for key, array in _from_keras(root, stored[keras_name], layer, order)
+        }
+    model.load_state_dict(state, strict=False)
 
 
 def _keras_plan(model: Layer, input_shape: Shape) -> Iterator[tuple[str, Layer, Any]]:
     """(name, layer, order of its features in Keras or None) of the layers with weights."""
     order = None
     seen: set[int] = set()
-    for name, layer, shape in model.leaves(tuple(input_shape)):
+    for name, layer, shapes in model.walk(tuple(input_shape)):
         if isinstance(layer, Flatten):
-            channels, *sizes = shape[1:]
+            channels, *sizes = shapes[0][1:]
             positions = np.arange(int(np.prod(sizes)) * channels)
             order = positions.reshape(-1, channels).T.reshape(-1)  # ours (C, L), theirs (L, C)
         if id(layer) in seen or not any(True for _ in layer.named_variables()):
@@ -116,16 +106,9 @@ def _numbered(kinds: list[str]) -> list[str]:
 
 def _keras_layers(root: Any) -> dict[str, list[str]]:
     """Paths of the variables of each layer that has any."""
-    group = open_object(root, "layers")
-    if not isinstance(group, h5py.h5g.GroupID) or group.get_num_objs() > _MAX_LAYERS:
-        raise CheckpointError(f"layers must be a group of up to {_MAX_LAYERS} layers")
     found = {}
-    for key in group:
-        name = key.decode()
-        variables = open_object(root, f"layers/{name}/vars")
-        if not isinstance(variables, h5py.h5g.GroupID):
-            raise CheckpointError(f"layers/{name}/vars must be a group")
-        count = variables.get_num_objs()
+    for name in members(root, "layers"):
+        count = len(members(root, f"layers/{name}/vars"))
         if count > _MAX_VARIABLES:
             raise CheckpointError(
                 f"layers/{name} has {count} variables, at most {_MAX_VARIABLES} are known"
@@ -153,21 +136,7 @@ def _from_keras(
             "bias, scale and center must be used, or not, as in the model"
         )
     for name, path, shape in zip(names, paths, shapes, strict=False):
-        array = _read_float(root, path, shape)
+        array = numbers(root, path, shape)
         if order is not None and (array.ndim > 1 or isinstance(layer, BatchNorm)):
             array = array[order]  # rows of a dense kernel, or features
         yield name, np.moveaxis(array, (-1, -2), (0, 1)) if array.ndim > 1 else array
-
-
-def _read_float(root: Any, path: str, shape: Shape) -> Array:
-    stored = open_object(root, path)
-    found = [
-        name
-        for name in ("float16", "float32", "float64")
-        if isinstance(stored, h5py.h5d.DatasetID) and stored.get_type().equal(TYPES[name])
-    ]
-    dtype = found[0] if found else "float32"  # which the gate then refuses, saying what it is
-    dataset, _ = open_dataset(root, path, dtype, tuple(shape), attributes=True)
-    array = np.empty(shape, dtype)
-    dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
-    return array

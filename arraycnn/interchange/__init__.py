@@ -1,0 +1,1 @@
+"""Files of other programs: weights of Keras and safetensors."""
