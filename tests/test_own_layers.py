@@ -542,7 +542,7 @@ class Counting(CpuBackend):
         self.calls: set[str] = set()
 
 
-for _name in ("convolution", "plane_sum", "sum_pool", "softmax_cross_entropy", "sgd_update", "erf"):
+for _name in ("convolution", "global_sum_pool", "sum_pool", "softmax_cross_entropy", "sgd_update", "erf"):
 
     def _counted(self, *args, _name=_name, **options):
         self.calls.add(_name)
@@ -563,13 +563,13 @@ class TestOwnBackends:
         counting.name = "mine"
         model = self.model(counting)
         fit(model)
-        assert counting.calls == {"convolution", "plane_sum", "sum_pool", "softmax_cross_entropy",
+        assert counting.calls == {"convolution", "global_sum_pool", "sum_pool", "softmax_cross_entropy",
                                   "sgd_update", "erf"}  # fmt: skip
         counting.calls.clear()
         shapes = {ac.Conv2d: (2, 3, 4, 4), ac.Dense: (2, 2)}
         for layer in model:  # also each by itself
             layer(np.ones(shapes.get(type(layer), (2, 2, 4, 4)), "f"))
-        assert counting.calls == {"convolution", "plane_sum", "sum_pool", "erf"}
+        assert counting.calls == {"convolution", "global_sum_pool", "sum_pool", "erf"}
         assert copy.deepcopy(model).backend is counting
         with pytest.raises(ValueError, match=r"'mine'"):
             pickle.loads(pickle.dumps(model))
