@@ -275,7 +275,7 @@ HOSTILE = {
     "not JSON": (meta_text(b"\x80\x04K\x01."), "not valid JSON"),
     "JSON of another kind": (meta_text(b"[]"), "must be a JSON object"),
     "deep JSON": (meta_text(b"[" * 100_000 + b"]" * 100_000), "nested 100000 deep"),
-    "unclosed deep JSON": (meta_text(b"[" * 1_000_000), "nested 1000000 deep"),
+    "unclosed deep JSON": (meta_text(b"[" * 1_000_000), "1000000 values are more than"),
     "JSON of quotes": (meta_text(b'"' + b'\\"' * 1_000_000), "not valid JSON"),
     "key twice": (raw_meta(b'"epoch": 2', b'"epoch": 2, "epoch": 3'), "'epoch' appears twice"),
     "NaN": (raw_meta(b'"epoch": 2', b'"epoch": NaN'), "NaN is not allowed"),

@@ -11,6 +11,8 @@ import numpy as np
 from arraycnn.checkpoint.info import CheckpointInfo, read_checkpoint_info
 from arraycnn.errors import CheckpointError
 
+MOST = 200  # characters of a value in the file
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print each file's contents; the exit status is 1 if one is not intact or cannot be read."""
@@ -24,10 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             info = read_checkpoint_info(file)
         except (CheckpointError, OSError) as error:
-            print(error, file=sys.stderr)
+            print(shown(str(error)), file=sys.stderr)
             status = 1
         else:
-            print("\n".join(_lines(info)))
+            for line in _lines(info):
+                print(shown(line))
     return status
 
 
@@ -50,7 +53,13 @@ def _lines(info: CheckpointInfo) -> Iterator[str]:
         yield f"    {name:<32} {dtype:<8} {shape}"
     for name, value in info.extra.items():
         text = json.dumps(value)
-        yield f"  extra {name}: {text if len(text) <= 200 else f'{len(text):,} characters'}"
+        yield f"  extra {name}: {text if len(text) <= MOST else f'{len(text):,} characters'}"
+
+
+def shown(line: str) -> str:
+    """A line for a terminal: cut, and without control characters, whatever the file says."""
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line[: 2 * MOST])
+    return text if len(line) <= 2 * MOST else f"{text} … ({len(line):,} characters)"
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ from arraycnn import layers, models, schedules
 from arraycnn.errors import CheckpointError
 from arraycnn.layers.layer import Layer
 
-MAX_OBJECTS = 10_000
+MAX_OBJECTS = 10_000  # layers of a network, each counted as often as it stands in it
+MAX_DEPTH = 90  # of what stands in what: three levels for a Sequential, six for a Graph
+MAX_TEXT = 200  # characters of somebody else's message
 PLACEMENT = ("seed", "backend", "dtype")  # arguments that a configuration does not hold
 
 _SCHEDULES = {
@@ -43,9 +45,12 @@ def describe(thing: Any) -> dict[str, Any]:
     """A layer or schedule as plain data.
 
     Raises:
-        TypeError, AttributeError: its configuration is not plain data.
+        TypeError, AttributeError: its configuration is not plain data. ValueError: it has more
+            layers, or deeper ones, than may be loaded.
     """
-    return _Encoder().encode(thing)  # type: ignore[no-any-return]
+    data: dict[str, Any] = _Encoder().encode(thing)
+    _check_size(data)
+    return data
 
 
 def is_schedule(thing: Any) -> bool:
@@ -124,8 +129,10 @@ class _Decoder:
     def decode_object(self, data: Any) -> Any:
         if not isinstance(data, dict):
             raise self._error(f"must be an object, got {data!r:.80}")
-        if _count(data) > MAX_OBJECTS:
-            raise self._error(f"more than the {MAX_OBJECTS} layers allowed")
+        try:
+            _check_size(data)
+        except ValueError as error:
+            raise self._error(str(error)) from None
         return self._decode(data)
 
     def _decode(self, data: Any) -> Any:
@@ -156,8 +163,8 @@ class _Decoder:
         arguments = {key: self._decode(item) for key, item in config.items()}
         try:
             self._objects[number] = built = _construct(self._allowed[name], arguments)
-        except (TypeError, ValueError, OverflowError, MemoryError) as error:
-            raise self._error(f"{name} cannot be built: {error}") from error
+        except (TypeError, ValueError, ArithmeticError, MemoryError, RecursionError) as error:
+            raise self._error(f"{name} cannot be built: {error!s:.{MAX_TEXT}}") from error
         return built
 
     def _dict(self, items: Any) -> dict[str, Any]:
@@ -178,13 +185,34 @@ class _Decoder:
         return CheckpointError(f"meta: {self._what}: {message}")
 
 
-def _count(data: Any) -> int:
-    """Objects in ``data``."""
-    if isinstance(data, list):
-        return sum(map(_count, data))
-    if isinstance(data, dict):
-        return 1 + sum(map(_count, data.values()))
-    return 0
+def _check_size(data: Any) -> None:
+    """Refuse a description of too many layers, or too deep ones, before any is built.
+
+    A layer counts as often as it stands in the network: "again" doubles it with few bytes.
+    """
+    sizes: list[tuple[int, int]] = []  # of each object: the layers in it, how deep it is
+
+    def size(data: Any) -> tuple[int, int]:
+        if not isinstance(data, dict | list):
+            return 0, 0
+        if isinstance(data, dict) and data.keys() == {"again"}:
+            number = data["again"]
+            return sizes[number] if type(number) is int and 0 <= number < len(sizes) else (0, 0)
+        built = isinstance(data, dict) and "class" in data
+        number = len(sizes)
+        sizes.extend([(0, 0)] * built)
+        found = [size(part) for part in (data.values() if isinstance(data, dict) else data)]
+        layers = built + sum(layers for layers, _ in found)
+        depth = 1 + max((depth for _, depth in found), default=0)
+        if layers > MAX_OBJECTS:
+            raise ValueError(f"more than the {MAX_OBJECTS} layers allowed")
+        if depth > MAX_DEPTH:
+            raise ValueError(f"nested {depth} deep, {MAX_DEPTH} are allowed")
+        if built:
+            sizes[number] = layers, depth
+        return layers, depth
+
+    size(data)
 
 
 def _construct(cls: type, arguments: dict[str, Any]) -> Any:

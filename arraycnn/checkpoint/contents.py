@@ -1,6 +1,6 @@
 """What a checkpoint holds: the metadata and the arrays of a model and an optimizer."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from arraycnn.arguments import as_count
@@ -17,6 +17,9 @@ from arraycnn.parameters import Parameter, Variable
 from arraycnn.version import __version__
 
 FORMAT = "arraycnn checkpoint"
+MAX_NAME = 1000  # characters of a parameter's name
+MAX_PARTS = 64  # between the dots of it
+MOST_LISTED = 10  # names in a message
 
 # What the metadata must have, and of which JSON types.
 _FIELDS: dict[str, tuple[type, ...]] = {
@@ -135,6 +138,9 @@ def metadata_of(
     for name, tensor in tensors_of(model).items():
         if str(tensor.dtype) not in TYPES:
             raise TypeError(f"{name} must be one of {', '.join(TYPES)}, got {tensor.dtype}")
+        problem = _name_problem(name)
+        if problem:
+            raise ValueError(f"{name!r:.200} cannot be saved: {problem}")
         index[group_of(tensor)][name] = [str(tensor.dtype), list(tensor.shape)]
     optimizer_data = None
     if optimizer is not None and optimizer_state is not None:
@@ -167,7 +173,7 @@ def model_data(model: Layer) -> dict[str, Any]:
     """The model's configuration, or why it has none."""
     try:
         return describe(model)
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         return {"problem": str(error)}
 
 
@@ -228,6 +234,13 @@ def slot_entries(meta: Mapping[str, Any]) -> Iterator[tuple[str, str, Entry]]:
                 yield slot, name, entry(f"optimizer/{slot}", name, dtype, shape)
 
 
+def listed(names: Sequence[str], separator: str = ", ") -> str:
+    """The first names, and how many more there are; what is not printable quoted."""
+    shown = [(name if name.isprintable() else repr(name))[:200] for name in names[:MOST_LISTED]]
+    more = len(names) - len(shown)
+    return separator.join(shown) + (f" and {more} more" if more else "")
+
+
 def host(array: Array) -> Array:
     """``array`` in host memory."""
     return backend_of(array).to_numpy(array)
@@ -245,9 +258,19 @@ def _check_fields(where: str, data: Any, fields: Mapping[str, tuple[type, ...]])
             raise CheckpointError(f"{where}: {name} must be {expected}, got {value!r:.80}")
 
 
+def _name_problem(name: str) -> str | None:
+    """What is wrong with the name of a parameter or buffer."""
+    if not all(name.split(".")) or "/" in name or not name.isprintable():
+        return "not a dotted name"
+    if len(name) > MAX_NAME or name.count(".") >= MAX_PARTS:
+        return f"names may have {MAX_NAME} characters and {MAX_PARTS} parts"
+    return None
+
+
 def _check_index(where: str, name: str, value: Any) -> None:
-    if not all(name.split(".")) or "/" in name or "\0" in name:
-        raise CheckpointError(f"{where}: not a dotted name")
+    problem = _name_problem(name)
+    if problem:
+        raise CheckpointError(f"{where}: {problem}")
     if not isinstance(value, list) or len(value) != 2 or not isinstance(value[1], list):
         raise CheckpointError(f"{where} must be [dtype, shape], got {value!r:.80}")
     dtype, shape = value

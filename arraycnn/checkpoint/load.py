@@ -13,6 +13,7 @@ from arraycnn.checkpoint.config import build_model, build_schedule
 from arraycnn.checkpoint.contents import (
     entries_of,
     entry_of,
+    listed,
     parameter_names,
     schedule_data,
     slot_entries,
@@ -121,7 +122,8 @@ def load_model(
             meta = read_meta(tree)
             if "problem" in meta["model"]:
                 raise CheckpointError(
-                    f"the network's configuration could not be saved ({meta['model']['problem']});"
+                    "the network's configuration could not be saved "
+                    f"({meta['model']['problem']!r:.200});"
                     " build the network yourself and use load_checkpoint"
                 )
             entries = entries_of(meta)
@@ -154,13 +156,14 @@ def _size_limit(tensors: Mapping[str, Variable]) -> int:
 def _check_fit(expected: Mapping[str, Entry], stored: Mapping[str, Entry]) -> None:
     missing = [name for name in expected if name not in stored]
     unexpected = [name for name in stored if name not in expected]
-    problems = [f"missing in the file: {', '.join(missing)}"] if missing else []
-    problems += [f"unexpected in the file: {', '.join(unexpected)}"] if unexpected else []
-    problems += [
+    problems = [f"missing in the file: {listed(missing)}"] if missing else []
+    problems += [f"unexpected in the file: {listed(unexpected)}"] if unexpected else []
+    differing = [
         f"{name} is {_text(stored[name])} in the file and {_text(entry)} in the model"
         for name, entry in expected.items()
         if name in stored and stored[name] != entry
     ]
+    problems += [listed(differing, "; ")] if differing else []
     if problems:
         raise CheckpointError(f"it does not fit the model: {'; '.join(problems)}")
 
@@ -182,7 +185,8 @@ def _check_random(model: Layer, state: Mapping[str, Any]) -> None:
     names = {name for name, layer in model.named_layers() if isinstance(layer, RandomLayer)}
     if names != state.keys():
         raise CheckpointError(
-            f"the random layers are {sorted(state)} in the file and {sorted(names)} in the model"
+            f"the random layers are [{listed([*map(repr, sorted(state))])}] in the file and "
+            f"[{listed([*map(repr, sorted(names))])}] in the model"
         )
     for name, value in state.items():
         good = isinstance(value, dict) and value.keys() == {"seed", "counter"}
@@ -209,7 +213,7 @@ def _try_loader(loader: Positioned, state: Any) -> None:
     try:
         copy.copy(loader).load_state_dict(state)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"loader: {error}") from error
+        raise CheckpointError(f"loader: {error!s:.200}") from error
 
 
 def _load_optimizer(
@@ -225,7 +229,7 @@ def _load_optimizer(
     if set(names) != set(stored["parameters"]):
         differing = sorted(set(names) ^ set(stored["parameters"]))
         raise CheckpointError(
-            f"the optimizers of file and model differ in the parameters {', '.join(differing)}"
+            f"the optimizers of file and model differ in the parameters {listed(differing)}"
         )
     steps = dict(zip(stored["parameters"], stored["steps"], strict=True))
     arrays: dict[str, dict[int, Array]] = {slot: {} for slot in stored["slots"]}
@@ -240,4 +244,4 @@ def _load_optimizer(
     try:
         optimizer.load_state_dict(state)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"optimizer: {error}") from error
+        raise CheckpointError(f"optimizer: {error!s:.500}") from error

@@ -1,6 +1,7 @@
 """Networks as graphs of layers: nodes with names, whose inputs are named."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from heapq import heappop, heappush
 from typing import Any, ClassVar
 
 from arraycnn.arguments import owner_of, to_backend
@@ -11,6 +12,8 @@ from arraycnn.layers.layer import Backward, Layer, skips_input_grad
 from arraycnn.layers.plan import Node, Plan, Source
 from arraycnn.layers.state import Transaction, joined, place_and_seed
 from arraycnn.registry import preferred
+
+MOST_NAME = 200  # characters of a node's name
 
 
 class Network(Layer):
@@ -192,10 +195,11 @@ class Graph(Network):
         for node in given:
             for source in node.sources:
                 _check_source(f"node {node.name!r}", source, known)
+        in_order = _sorted(given, input_names)
         found = _output_names(outputs, given, known)
         _check_used(given, input_names, found)
         self._order = tuple(node.name for node in given)
-        self._build(_sorted(given, input_names), input_names, found, seed, backend)
+        self._build(in_order, input_names, found, seed, backend)
 
     def __getitem__(self, name: str) -> Layer:
         """The layer of a node."""
@@ -252,6 +256,8 @@ def _items(nodes: Any) -> list[tuple[Any, Any]]:
 def _node(name: Any, value: Any) -> Node:
     if not isinstance(name, str) or not all(name.split(".")) or "/" in name or "\0" in name:
         raise TypeError(f"a node's name must be a str such as 'conv1', without '/', got {name!r}")
+    if len(name) > MOST_NAME:
+        raise ValueError(f"a node's name may have {MOST_NAME} characters, got {len(name)}")
     if isinstance(value, Layer):
         raise TypeError(f"node {name!r} must be (layer, *sources), got a layer without sources")
     good = isinstance(value, tuple | list) and value and isinstance(value[0], Layer)
@@ -271,12 +277,15 @@ def _check_names(inputs: tuple[str, ...], names: list[str]) -> None:
         if name in taken:
             raise ValueError(f"the name {name!r} is used twice")
         taken.add(name)
+    nodes = set(names)
     for name in names:
-        above = [other for other in names if name.startswith(f"{other}.")]
-        if above:
-            raise ValueError(
-                f"the name {name!r} would be one of the parts of node {above[0]!r}; rename one"
-            )
+        parts = name.split(".")
+        for length in range(1, len(parts)):
+            above = ".".join(parts[:length])
+            if above in nodes:
+                raise ValueError(
+                    f"the name {name!r} would be one of the parts of node {above!r}; rename one"
+                )
 
 
 def _check_source(user: str, source: Any, known: set[str]) -> None:
@@ -289,7 +298,7 @@ def _check_source(user: str, source: Any, known: set[str]) -> None:
     if name not in known:
         raise ValueError(
             f"{user} takes {name!r}, which is neither an input nor a node; there are "
-            f"{', '.join(sorted(known))}"
+            f"{', '.join(sorted(known)):.200}"
         )
 
 
@@ -304,7 +313,7 @@ def _output_names(outputs: Any, nodes: list[Node], known: set[str]) -> tuple[Sou
         if len(free) != 1:
             raise ValueError(
                 f"outputs=None is the one node that no other uses, but there are "
-                f"{', '.join(map(repr, free)) or 'none'}; name them, e.g. outputs={tuple(free)!r}"
+                f"{', '.join(map(repr, free[:10]))}; name them, e.g. outputs={tuple(free[:2])!r}"
             )
         return (free[0],)
     if isinstance(outputs, str) or (len(outputs) == 2 and isinstance(outputs[1], int)):
@@ -312,9 +321,10 @@ def _output_names(outputs: Any, nodes: list[Node], known: set[str]) -> tuple[Sou
     found = tuple(tuple(s) if isinstance(s, list) else s for s in outputs)
     if not found:
         raise ValueError("outputs is empty; name at least one node")
+    names = {node.name for node in nodes}
     for source in found:
         _check_source("outputs", source, known)
-        if _name(source) not in {node.name for node in nodes}:
+        if _name(source) not in names:
             raise ValueError(f"outputs names {source!r}, which is an input; use Identity() on it")
     return found
 
@@ -330,16 +340,23 @@ def _check_used(nodes: list[Node], inputs: Sequence[str], outputs: Sequence[Sour
 
 def _sorted(nodes: list[Node], inputs: Sequence[str]) -> list[Node]:
     """The nodes in an order in which each comes after its sources, else as they were given."""
-    done, waiting, order = set(inputs), list(nodes), []
-    while waiting:
-        ready = [n for n in waiting if all(_name(source) in done for source in n.sources)]
-        if not ready:
-            raise ValueError(
-                f"the nodes {', '.join(n.name for n in waiting)} wait for each other in a cycle"
-            )
-        if waiting[0] in ready:
-            ready = waiting[:1]
-        order.append(ready[0])
-        done.add(ready[0].name)
-        waiting.remove(ready[0])
+    users: dict[str, list[int]] = {name: [] for name in (*inputs, *(node.name for node in nodes))}
+    missing = []  # how many nodes each still waits for
+    for number, node in enumerate(nodes):
+        above = {_name(source) for source in node.sources} - set(inputs)
+        missing.append(len(above))
+        for name in above:
+            users[name].append(number)
+    ready = [number for number, count in enumerate(missing) if not count]  # a heap
+    order = []
+    while ready:
+        node = nodes[heappop(ready)]
+        order.append(node)
+        for number in users[node.name]:
+            missing[number] -= 1
+            if not missing[number]:
+                heappush(ready, number)
+    if len(order) < len(nodes):
+        waiting = ", ".join(node.name for node, count in zip(nodes, missing, strict=True) if count)
+        raise ValueError(f"the nodes {waiting:.200} wait for each other in a cycle")
     return order

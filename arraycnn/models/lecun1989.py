@@ -165,12 +165,12 @@ def _connections(connections: Sequence[Sequence[int]], in_channels: int) -> tupl
     except TypeError:
         rows = ()
     lengths = {len(sources) for sources in rows}
-    exist = all(set(sources) <= set(range(in_channels)) for sources in rows)
+    exist = all(0 <= source < in_channels for sources in rows for source in sources)
     differ = all(len(set(sources)) == len(sources) for sources in rows)
     if len(lengths) != 1 or 0 in lengths or not exist or not differ:
         raise ValueError(
             f"connections must name, for each output channel, equally many different ones of the "
-            f"{in_channels} input channels, e.g. [[0, 1], [1, 2]], got {connections!r}"
+            f"{in_channels} input channels, e.g. [[0, 1], [1, 2]], got {connections!r:.200}"
         )
     return rows
 
