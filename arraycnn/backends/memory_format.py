@@ -42,7 +42,7 @@ class MemoryFormat(Device):
 
     def batch_last(self, x: Array) -> Array:
         """``x`` itself where it is in batch-last memory, else a copy that is."""
-        if buffer_of(x).flags.c_contiguous:
+        if x.transpose(_ORDERS[x.ndim]).flags.c_contiguous:
             return x
         copy = self.empty(x.shape, x.dtype)
         copy[...] = x

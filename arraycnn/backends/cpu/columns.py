@@ -225,22 +225,20 @@ class Columns(Algorithm):
             tasks //= 2
         block = per_group // tasks
         length = column_length(block * taps * dtype.itemsize, self.backend.workspace_limit)
-        runs = region_runs((*window.output_size, batch), length)
+        regions = scatter_regions(window, batch, length)
 
         def scatter(first: int) -> None:
             group, start = divmod(first, per_group)
             target = padded[first : first + block]
             target[...] = 0
             kernel = np.ascontiguousarray(kernels[group, start * taps : (start + block) * taps])
-            for region, run in runs:
+            for run, sizes, inputs, places in regions:
                 shape = (kernel.shape[0], run.stop - run.start)
                 columns = self.backend.scratch("columns", shape, dtype)
                 np.matmul(kernel, delta[group][:, run], out=columns)
-                sizes = tuple(part.stop - part.start for part in region)
                 columns = columns.reshape(block, taps, *sizes)
-                starts = map(mul, (part.start for part in region), window.stride)
-                patches = target[(slice(None), *(slice(i, None) for i in starts), region[-1])]
-                for tap, place in enumerate(tap_places(window, sizes[:-1])):
+                patches = target[inputs]
+                for tap, place in enumerate(places):
                     patches[place] += columns[:, tap]
 
         self.backend.workers.run(scatter, range(0, channels, block), self.work)
@@ -288,7 +286,24 @@ def overlapping(lines: Array, rows: int, step: int, depth: int, line_depth: int)
     )
 
 
-@lru_cache(maxsize=128)
-def tap_places(window: Window, sizes: Shape) -> list[tuple[slice, ...]]:
-    """Where the taps of a region of so many positions lie, from its first patch on."""
-    return window.tap_slices(tuple(slice(0, size) for size in sizes))
+class ScatterRegion(NamedTuple):
+    """A region of the output, and where in a padded buffer its columns are added."""
+
+    run: slice
+    sizes: Shape
+    inputs: tuple[slice, ...]  # from the first patch on …
+    places: list[tuple[slice, ...]]  # … those of each tap
+
+
+@lru_cache(maxsize=512)
+def scatter_regions(window: Window, batch: int, length: int) -> list[ScatterRegion]:
+    """Regions of at most ``length`` columns."""
+    regions, places = [], {}
+    for region, run in region_runs((*window.output_size, batch), length):
+        sizes = tuple(part.stop - part.start for part in region)
+        if sizes not in places:
+            places[sizes] = window.tap_slices(tuple(slice(0, size) for size in sizes[:-1]))
+        starts = (part.start * s for part, s in zip(region[:-1], window.stride, strict=True))
+        inputs = (slice(None), *(slice(start, None) for start in starts), region[-1])
+        regions.append(ScatterRegion(run, sizes, inputs, places[sizes]))
+    return regions

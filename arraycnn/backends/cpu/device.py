@@ -75,6 +75,7 @@ def cuts(length: int, step: int) -> list[slice]:
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
+@lru_cache(maxsize=1024)
 def row_cuts(rows: int, size: int) -> list[slice]:
     """Slices of the first dimension of an array of ``size``, about a chunk of elements each."""
     return cuts(rows, max(1, CHUNK_ELEMENTS * rows // max(1, size)))

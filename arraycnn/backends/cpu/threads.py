@@ -157,11 +157,12 @@ class _Share:
 
 def _wait(shares: list[_Share]) -> None:
     """Wait for all of them, also where one raises."""
-    if shares:
-        try:
-            shares[0].wait()
-        finally:
-            _wait(shares[1:])
+    try:
+        while shares:
+            shares.pop().wait()
+    finally:
+        if shares:
+            _wait(shares)
 
 
 def _serve(shares: "SimpleQueue[_Share]") -> None:

@@ -18,19 +18,22 @@ def in_chunks(update: Update) -> Update:
 
     @wraps(update)
     def update_chunks(self: "CpuUpdates", *lists: Sequence[Array], **options: Any) -> None:
-        small: list[list[Array]] = [[] for _ in lists]  # a list of state may be empty
-        tasks, size = [small], 0
-        for index, parameter in enumerate(lists[0]):
-            arrays = [each[index] if each else None for each in lists]
-            size += parameter.size
-            chunks = _chunks(parameter.size, arrays)
-            tasks += chunks
-            if not chunks:
-                for each, array in zip(small, arrays, strict=True):
-                    if array is not None:
-                        each.append(array)
-        seconds = size * PASSES * SECONDS_PER_PASS
-        self.workers.run(lambda task: update(self, *task, **options), tasks, seconds, blas=False)
+        present = [arrays for arrays in lists if arrays]  # a list of state may be empty
+        small: list[tuple[Array, ...]] = []
+        tasks = [small]
+        size = 0
+        for arrays in zip(*present, strict=True):
+            size += arrays[0].size
+            if arrays[0].size <= UPDATE_ELEMENTS:
+                small.append(arrays)
+            else:
+                tasks += ([chunk] for chunk in _chunks(arrays))
+
+        def change(task: list[tuple[Array, ...]]) -> None:
+            found = zip(*task, strict=True)
+            update(self, *(next(found, ()) if arrays else () for arrays in lists), **options)
+
+        self.workers.run(change, tasks, size * PASSES * SECONDS_PER_PASS, blas=False)
 
     return update_chunks  # type: ignore[return-value]
 
@@ -44,14 +47,9 @@ class CpuUpdates(CpuDevice, UpdatePrimitives):
     adagrad_update = in_chunks(UpdatePrimitives.adagrad_update)
 
 
-def _chunks(size: int, arrays: list[Array | None]) -> list[list[list[Array]]]:
-    """Lists of one piece of each of the arrays; none for small arrays, or where one has gaps."""
-    if size <= UPDATE_ELEMENTS:
-        return []
-    if not all(array is None or array.flags.c_contiguous for array in arrays):
-        return []
-    flat = [None if array is None else array.reshape(-1) for array in arrays]
-    return [
-        [[] if array is None else [array[part]] for array in flat]
-        for part in cuts(size, UPDATE_ELEMENTS)
-    ]
+def _chunks(arrays: tuple[Array, ...]) -> list[tuple[Array, ...]]:
+    """The same pieces of arrays of one shape; themselves where one has gaps."""
+    if not all(array.flags.c_contiguous for array in arrays):
+        return [arrays]
+    flat = [array.reshape(-1) for array in arrays]
+    return [tuple(a[part] for a in flat) for part in cuts(arrays[0].size, UPDATE_ELEMENTS)]
