@@ -238,7 +238,8 @@ def _guarded(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
             reason = getattr(error, "reason", str(error))
         # Outside of the except clause, whose traceback would keep the arrays of the frames alive.
         self.xp.get_default_memory_pool().free_all_blocks()
-        raise DeviceMemoryError(self._lack_of_memory(name, args, reason), reason)
+        given = (*args, *kwargs.values())
+        raise DeviceMemoryError(self._lack_of_memory(name, given, reason), reason)
 
     return guarded
 
