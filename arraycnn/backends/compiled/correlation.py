@@ -62,20 +62,20 @@ def correlate(
     x: Any, w: Any, bias: Any, y: Any, groups: int, rows: Any, runs: Any, kernel: Any, steps: Any,
     start: int, stop: int, relu: bool,
 ) -> None:  # fmt: skip
-    """The parts ``start`` … of y (O, OH, OW, N) = bias + w · what its positions see of x.
+    """The runs ``start`` … of y (O, OH, OW, N) = bias + w · patches of x.
 
-    w has, for each group and block of outputs, (C/groups, *kernel, block). A part is a run of
+    w has, for each group and block of outputs, (C/groups, *kernel, block). A run is some
     columns of a row; ``rows`` says [first tap, taps, first input] for each row, ``runs`` [first
     column, column after the last, first tap, taps, first input] for the columns; ``steps`` are
     those of taps and of inputs from tap to tap, vertically and horizontally.
     """
     channels, height, width, batch = x.shape[0] // groups, x.shape[1], x.shape[2], x.shape[3]
     outputs, out_plane = y.shape[0] // groups, y.shape[1] * y.shape[2] * batch
-    taps = kernel[0] * kernel[1]
+    taps, plane = kernel[0] * kernel[1], height * width * batch
     for part in range(start, stop):
         row, run = rows[part // runs.shape[0]], runs[part % runs.shape[0]]
         length = (run[1] - run[0]) * batch
-        seen = (row[2] * width + run[4]) * batch
+        patch = (row[2] * width + run[4]) * batch
         tap = row[0] * kernel[1] + run[2]
         place = (part // runs.shape[0] * y.shape[2] + run[0]) * batch
         done = 0
@@ -88,12 +88,12 @@ def correlate(
                     block = _block_of(outputs - first, ROWS)
                     output = group * outputs + first
                     correlation_tile(
-                        x.ctypes.data + 4 * (group * channels * height * width * batch + seen + at),
+                        x.ctypes.data + 4 * (group * channels * plane + patch + at),
                         w.ctypes.data + 4 * (output * channels * taps + tap * block),
                         bias.ctypes.data + 4 * output,
                         y.ctypes.data + 4 * (output * out_plane + place + at),
                         channels, row[1], run[3],
-                        height * width * batch, steps[1] * width * batch, steps[3] * batch,
+                        plane, steps[1] * width * batch, steps[3] * batch,
                         taps * block, steps[0] * kernel[1] * block, steps[2] * block,
                         out_plane, relu, block, vectors, done - at,
                     )  # fmt: skip

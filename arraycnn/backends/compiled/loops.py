@@ -41,11 +41,11 @@ def moments(rows: Any, mean: Any, var: Any, start: int, stop: int) -> None:
                 square += difference * difference
                 rest += difference  # what rounding the middle left
             block_mean = np.float64(middle) + np.float64(rest) / part.size
-            seen = first + part.size
+            count = first + part.size
             gap = block_mean - total_mean
             total_square += square - np.float64(rest) * rest / part.size
-            total_square += gap * gap * first * part.size / seen
-            total_mean += gap * part.size / seen
+            total_square += gap * gap * first * part.size / count
+            total_mean += gap * part.size / count
         mean[row], var[row] = total_mean, total_square / length
 
 
@@ -90,30 +90,30 @@ def batch_norm_grad(
         middle = mean[row]
         shift, product = 0.0, 0.0
         for first in range(0, length, BLOCK):
-            seen = x[row, first : min(first + BLOCK, length)]
+            values = x[row, first : min(first + BLOCK, length)]
             slopes = delta[row, first : min(first + BLOCK, length)]
             if relu:
                 output, passed = (
                     y[row, first : first + BLOCK],
                     grad[row, first : first + BLOCK],
                 )
-                for i in range(seen.size):
+                for i in range(values.size):
                     passed[i] = slopes[i] if output[i] > zero else zero
                 slopes = passed
             block_shift, block_product = float32(0), float32(0)
-            for i in range(seen.size):
+            for i in range(values.size):
                 block_shift += slopes[i]
-                block_product += slopes[i] * (seen[i] - middle)
+                block_product += slopes[i] * (values[i] - middle)
             shift += block_shift
             product += block_product
         grad_shift[row], grad_scale[row] = shift, product * inverse_std[row]
         factor = scale[row] * inverse_std[row]
         slope = float32(-factor * inverse_std[row] * grad_scale[row] / max(1, length))
         offset = float32(-factor * grad_shift[row] / max(1, length))
-        seen, target = x[row], grad[row]
+        values, target = x[row], grad[row]
         slopes = grad[row] if relu else delta[row]
         for i in range(length):
-            target[i] = slopes[i] * factor + ((seen[i] - middle) * slope + offset)
+            target[i] = slopes[i] * factor + ((values[i] - middle) * slope + offset)
 
 
 @kernel(In(1), Out(1), INT, INT)

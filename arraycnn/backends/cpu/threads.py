@@ -255,11 +255,11 @@ describe_blas = one_blas_thread.describe
 
 def _default_count() -> int:
     """``$ARRAYCNN_NUM_THREADS``, else the processors that this process may use."""
-    given = os.environ.get(VARIABLE)
-    if not given:
+    value = os.environ.get(VARIABLE)
+    if not value:
         if hasattr(os, "sched_getaffinity"):
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
-    if not given.isdecimal() or int(given) < 1:
-        raise ValueError(f"{VARIABLE} must be a positive integer, got {given!r}")
-    return int(given)
+    if not value.isdecimal() or int(value) < 1:
+        raise ValueError(f"{VARIABLE} must be a positive integer, got {value!r}")
+    return int(value)

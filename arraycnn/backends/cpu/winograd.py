@@ -122,9 +122,9 @@ class Winograd(Columns):
         )
         values = self.backend.scratch("columns", patches.shape, base.dtype)
         for part in self._row_blocks(patches):
-            gathered = self.backend.scratch("gathered", patches[:, part].shape, base.dtype)
-            np.copyto(gathered, patches[:, part])
-            transform(self.transforms.input, gathered, values[:, part])
+            inputs = self.backend.scratch("groups", patches[:, part].shape, base.dtype)
+            np.copyto(inputs, patches[:, part])
+            transform(self.transforms.input, inputs, values[:, part])
         return overlapping(values, tile.sizes[0], 1, self.depth, base.shape[0])
 
     @QUIETLY
@@ -136,12 +136,12 @@ class Winograd(Columns):
         shape = (self.transforms.points, rows, channels, count, samples)
         values = self.backend.scratch("values", shape, part.dtype)
         for block in self._row_blocks(values):
-            gathered = self.backend.scratch("gathered", (m, *values[0, block].shape), part.dtype)
+            outputs = self.backend.scratch("groups", (m, *values[0, block].shape), part.dtype)
             if rest:
-                gathered[rest:, :, :, -1] = 0
-            for mine, its in by_column(gathered, part[block]):
-                np.copyto(mine, its)
-            transform(self.transforms.output, gathered, values[:, block])
+                outputs[rest:, :, :, -1] = 0
+            for ours, theirs in by_column(outputs, part[block]):
+                np.copyto(ours, theirs)
+            transform(self.transforms.output, outputs, values[:, block])
         return values.reshape(shape[0], rows, channels, count * samples)
 
     @QUIETLY
@@ -157,14 +157,14 @@ class Winograd(Columns):
             products = self.backend.scratch("products", (points, *size, length), out.dtype)
             np.matmul(factor.kernels, columns[:, y : y + step], out=products)
             groups = self.transforms.m, *size, length // samples, samples
-            collected = self.backend.scratch("gathered", groups, out.dtype)
-            transform(self.transforms.output.T, products, collected)
-            for mine, its in by_column(collected, part):
+            results = self.backend.scratch("groups", groups, out.dtype)
+            transform(self.transforms.output.T, products, results)
+            for ours, theirs in by_column(results, part):
                 if factor.offsets is None:
-                    np.copyto(its, mine)
+                    np.copyto(theirs, ours)
                 else:
-                    np.add(mine, factor.offsets, out=its)
-            right = right and bool(np.isfinite(np.einsum("mrocn->", collected)))
+                    np.add(ours, factor.offsets, out=theirs)
+            right = right and bool(np.isfinite(np.einsum("mrocn->", results)))
         if factor.relu:
             np.maximum(out, zeros(samples, out.dtype), out=out)
         return right
