@@ -10,7 +10,7 @@ import numpy as np
 from arraycnn.arrays import Array
 from arraycnn.backends.compiled.device import FLOAT32, CompiledDevice, planes
 from arraycnn.backends.compiled.positions import plane_window, positions
-from arraycnn.backends.compiled.winograd import CompiledWinograd
+from arraycnn.backends.compiled.winograd import CompiledWinograd, direct_seconds
 from arraycnn.backends.cpu.convolution import CpuConvolution
 from arraycnn.backends.cpu.device import cuts
 from arraycnn.backends.cpu.tuning import (
@@ -25,7 +25,6 @@ from arraycnn.backends.reference.algorithm import (
     Algorithm,
     Problem,
     adjoint_problem,
-    im2col_seconds,
 )
 from arraycnn.backends.reference.fourier import Fourier
 
@@ -58,7 +57,7 @@ class Direct(Algorithm):
 
     def __init__(self, backend: CompiledDevice, problem: Problem) -> None:
         super().__init__(backend, problem)
-        self.seconds = im2col_seconds(problem)
+        self.seconds = direct_seconds(problem)
         self.work = problem.multiply_adds * SECONDS_PER_MULTIPLY_ADD
         self.tasks = min(COMPILED_TASKS, 1 + problem.multiply_adds // TASK_MULTIPLY_ADDS)
         window, batch = problem.window, problem.batch

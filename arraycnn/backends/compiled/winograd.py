@@ -23,12 +23,13 @@ from arraycnn.backends.cpu.tuning import (
     COMPILED_TILE_BYTES,
     COMPILED_TILE_ROWS,
     COMPILED_WASTE,
+    DIRECT_NS_PER_MULTIPLY_ADD,
     LARGEST_SUM,
     SECONDS_PER_MULTIPLY_ADD,
     SECONDS_PER_PACKED_WEIGHT,
 )
 from arraycnn.backends.cpu.winograd import QUIETLY, Winograd, is_stride_one
-from arraycnn.backends.reference.algorithm import Problem, im2col_seconds
+from arraycnn.backends.reference.algorithm import Problem
 from arraycnn.geometry import conv_window
 
 ZEROS = np.zeros(COMPILED_SAMPLES, np.float32)
@@ -46,7 +47,7 @@ class CompiledWinograd(Winograd):
     def __init__(self, backend: CompiledDevice, problem: Problem) -> None:
         super().__init__(backend, problem, COMPILED_M)
         width = problem.window.kernel_size[1]
-        self.seconds = im2col_seconds(problem) * self.transforms.points / (COMPILED_M * width)
+        self.seconds = direct_seconds(problem) * self.transforms.points / (COMPILED_M * width)
         self.work = problem.multiply_adds * SECONDS_PER_MULTIPLY_ADD
         self._no_bias = np.zeros(self.transforms.points * problem.outputs, FLOAT32)
 
@@ -150,6 +151,12 @@ class CompiledWinograd(Winograd):
         groups = -(-tile.sizes[1] // COMPILED_M)
         shape = (self.transforms.points, channels, lines, groups, tile.sizes[2])
         return self.backend.scratch(name, shape, FLOAT32)
+
+
+def direct_seconds(problem: Problem) -> float:
+    """Roughly, of the sum over taps in registers, whose blocks hold several outputs of a group."""
+    outputs = problem.outputs // problem.groups
+    return problem.multiply_adds * DIRECT_NS_PER_MULTIPLY_ADD * (1 + 2 / outputs) * 1e-9
 
 
 def tile_bytes(problem: Problem, rows: int) -> int:

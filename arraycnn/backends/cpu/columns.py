@@ -70,7 +70,7 @@ class Columns(Algorithm):
     def __init__(self, backend: CpuDevice, problem: Problem) -> None:
         super().__init__(backend, problem)
         window, batch, inputs, outputs, groups, dtype = problem
-        self.seconds, self.workspace_bytes = im2col_seconds(problem), 0
+        self.seconds, self.workspace_bytes = column_seconds(problem), 0
         self.shares = not window.is_pointwise  # else there is nothing to share
         self.depth: int = inputs // groups * window.taps  # K
         self.shared = shares_rows(window, batch)
@@ -284,6 +284,13 @@ def overlapping(lines: Array, rows: int, step: int, depth: int, line_depth: int)
         lines,
         strides=(item * lines.shape[1] * line, item * step * line, item * length, item),
     )
+
+
+def column_seconds(problem: Problem) -> float:
+    """Roughly; rows that share their columns copy a line of each."""
+    window = problem.window
+    copied = 1 / window.kernel_size[0] if shares_rows(window, problem.batch) else 1.0
+    return im2col_seconds(problem, 0.0 if window.is_pointwise else copied)
 
 
 class ScatterRegion(NamedTuple):

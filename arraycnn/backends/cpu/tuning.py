@@ -55,6 +55,7 @@ WINOGRAD_SLOWNESS = 6  # its time, in that of its products alone, were they as f
 
 # ---- Compiled convolution ----
 
+DIRECT_NS_PER_MULTIPLY_ADD = 0.008  # with many outputs in a group; with one, three times that
 COMPILED_TASKS = 16  # of a convolution, at most …
 TASK_MULTIPLY_ADDS = 2_000_000  # … and what each of them is worth
 RUN_ELEMENTS = 4096  # of a row of the output, that are computed at a time, at least

@@ -21,7 +21,13 @@ from typing import NamedTuple
 import numpy as np
 
 from arraycnn.arrays import Array
-from arraycnn.backends.cpu.columns import Columns, Factor, overlapping, padded_block
+from arraycnn.backends.cpu.columns import (
+    Columns,
+    Factor,
+    column_seconds,
+    overlapping,
+    padded_block,
+)
 from arraycnn.backends.cpu.device import CpuDevice
 from arraycnn.backends.cpu.memory import zeros
 from arraycnn.backends.cpu.threads import one_blas_thread
@@ -45,7 +51,7 @@ from arraycnn.backends.cpu.tuning import (
     WINOGRAD_LENGTHS,
     WINOGRAD_SLOWNESS,
 )
-from arraycnn.backends.reference.algorithm import Algorithm, Problem, im2col_seconds
+from arraycnn.backends.reference.algorithm import Algorithm, Problem
 from arraycnn.geometry import Window, tiles
 
 POINTS = (0, 1, -1, 2, -2, 0.5, -0.5)  # and ∞, where a polynomial's value is its last coefficient
@@ -75,7 +81,7 @@ class Winograd(Columns):
         Algorithm.__init__(self, backend, problem)
         height, width = problem.window.kernel_size
         self.transforms = minimal_filtering(m, width)
-        self.seconds = im2col_seconds(problem) * relative_cost(problem, m)
+        self.seconds = column_seconds(problem) * relative_cost(problem, m)
         self.depth = height * problem.inputs  # kh·C
         share = self.transforms.points / (m * width)  # of the products
         self.work = WINOGRAD_SLOWNESS * share * problem.multiply_adds * SECONDS_PER_MULTIPLY_ADD

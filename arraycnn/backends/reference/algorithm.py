@@ -9,8 +9,7 @@ from arraycnn.arrays import Array, Shape
 from arraycnn.backends.memory_format import MemoryFormat
 from arraycnn.geometry import Window
 
-# The speed of im2col on one Zen 4 core (NumPy with OpenBLAS, float32), by which every backend
-# compares algorithms, so that all choose the same between columns and transforms.
+# The speed of im2col on Zen 4 cores (NumPy with OpenBLAS, float32), to compare algorithms by.
 NS_PER_COLUMN_ELEMENT = 0.12  # to copy one element into a column
 NS_PER_MULTIPLY_ADD = 0.022  # of kernels and columns
 
@@ -89,11 +88,8 @@ def adjoint_problem(problem: Problem) -> Problem | None:
     return problem._replace(window=window, inputs=problem.outputs, outputs=problem.inputs)
 
 
-def im2col_seconds(problem: Problem) -> float:
-    """Roughly, on one core, to make all columns and to multiply them."""
+def im2col_seconds(problem: Problem, copied: float = 1.0) -> float:
+    """Roughly, to make all columns, this part of which is ``copied``, and to multiply them."""
     elements = problem.window.positions * problem.batch * problem.inputs * problem.window.taps
-    copied, multiplied = (
-        elements * NS_PER_COLUMN_ELEMENT,
-        problem.multiply_adds * NS_PER_MULTIPLY_ADD,
-    )
-    return (copied + multiplied) * 1e-9
+    nanoseconds = copied * elements * NS_PER_COLUMN_ELEMENT
+    return (nanoseconds + problem.multiply_adds * NS_PER_MULTIPLY_ADD) * 1e-9

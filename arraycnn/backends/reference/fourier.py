@@ -31,10 +31,10 @@ from arraycnn.backends.memory_format import MemoryFormat, buffer_of
 from arraycnn.backends.reference.algorithm import Algorithm, Problem
 from arraycnn.geometry import Window
 
-# Speeds on one Zen 4 core (NumPy with pocketfft, float32), to compare with those of columns.
-NS_PER_BUTTERFLY = 0.5  # of a real transform, per element and binary digit of their number
-NS_PER_SPECTRUM_PRODUCT = 0.1  # of kernel and input spectra, per element of a block
-NS_PER_BLOCK = 50_000  # to call all that once
+# Speeds on Zen 4 cores (NumPy with pocketfft, float32), to compare with those of columns.
+NS_PER_BUTTERFLY = 0.7  # of a real transform, per element and binary digit of their number
+NS_PER_SPECTRUM_PRODUCT = 0.14  # of kernel and input spectra, per element of a block
+NS_PER_BLOCK = 70_000  # to call all that once
 
 BLOCK_PER_EXTENT = 5  # longer blocks waste less on overlap, shorter ones stay in the cache
 LARGEST_BLOCK = 1 << 21  # elements, where the workspace limit does not allow fewer
