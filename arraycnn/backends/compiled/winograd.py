@@ -46,9 +46,6 @@ class CompiledWinograd(Winograd):
 
     def __init__(self, backend: CompiledDevice, problem: Problem) -> None:
         super().__init__(backend, problem, COMPILED_M)
-        width = problem.window.kernel_size[1]
-        self.seconds = direct_seconds(problem) * self.transforms.points / (COMPILED_M * width)
-        self.work = problem.multiply_adds * SECONDS_PER_MULTIPLY_ADD
         self._no_bias = np.zeros(self.transforms.points * problem.outputs, FLOAT32)
 
     @staticmethod
@@ -66,7 +63,10 @@ class CompiledWinograd(Winograd):
             and tile_bytes(problem, COMPILED_TILE_ROWS) <= min(limit, 4 * COMPILED_TILE_BYTES)
         )
 
-    def cut(self, limit: int) -> None:
+    def plan(self, limit: int) -> None:
+        products = self.transforms.points / (COMPILED_M * self.problem.window.kernel_size[1])
+        self.seconds = products * direct_seconds(self.problem)
+        self.work = self.problem.multiply_adds * SECONDS_PER_MULTIPLY_ADD
         self.tiles = compiled_tiles(self.problem)
         self.workspace_bytes = tile_bytes(self.problem, self.tiles[0].sizes[0])
 

@@ -69,13 +69,17 @@ class Columns(Algorithm):
 
     def __init__(self, backend: CpuDevice, problem: Problem) -> None:
         super().__init__(backend, problem)
-        window, batch, inputs, outputs, groups, dtype = problem
+        self.plan(backend.workspace_limit)
+
+    def plan(self, limit: int) -> None:
+        """Estimate the work, and cut it into tiles with no more than ``limit`` bytes of columns."""
+        window, batch, inputs, outputs, groups, dtype = problem = self.problem
         self.seconds, self.workspace_bytes = column_seconds(problem), 0
         self.shares = not window.is_pointwise  # else there is nothing to share
         self.depth: int = inputs // groups * window.taps  # K
         self.shared = shares_rows(window, batch)
         self.rows = window.output_size[0] if self.shared else 1
-        column, limit = problem.column_bytes, backend.workspace_limit
+        column = problem.column_bytes
         seconds = self.depth * outputs * SECONDS_PER_MULTIPLY_ADD + column * SECONDS_PER_COPIED_BYTE
         self.work: float = window.positions * batch * seconds
         if window.is_pointwise:  # nothing is copied

@@ -51,7 +51,7 @@ from arraycnn.backends.cpu.tuning import (
     WINOGRAD_LENGTHS,
     WINOGRAD_SLOWNESS,
 )
-from arraycnn.backends.reference.algorithm import Algorithm, Problem
+from arraycnn.backends.reference.algorithm import Problem
 from arraycnn.geometry import Window, tiles
 
 POINTS = (0, 1, -1, 2, -2, 0.5, -0.5)  # and ∞, where a polynomial's value is its last coefficient
@@ -78,19 +78,16 @@ class Winograd(Columns):
     shares = True
 
     def __init__(self, backend: CpuDevice, problem: Problem, m: int) -> None:
-        Algorithm.__init__(self, backend, problem)
-        height, width = problem.window.kernel_size
-        self.transforms = minimal_filtering(m, width)
-        self.seconds = column_seconds(problem) * relative_cost(problem, m)
-        self.depth = height * problem.inputs  # kh·C
-        share = self.transforms.points / (m * width)  # of the products
-        self.work = WINOGRAD_SLOWNESS * share * problem.multiply_adds * SECONDS_PER_MULTIPLY_ADD
-        self.cut(backend.workspace_limit)
+        self.transforms = minimal_filtering(m, problem.window.kernel_size[1])
+        super().__init__(backend, problem)
 
-    def cut(self, limit: int) -> None:
-        """Choose the tiles so that their columns take no more than ``limit`` bytes."""
+    def plan(self, limit: int) -> None:
         window, batch, inputs, _, _, _ = self.problem
-        m = self.transforms.m
+        (height, width), m = window.kernel_size, self.transforms.m
+        self.seconds = column_seconds(self.problem) * relative_cost(self.problem, m)
+        self.depth = height * inputs  # kh·C
+        products = self.problem.multiply_adds * self.transforms.points / (m * width)
+        self.work = WINOGRAD_SLOWNESS * products * SECONDS_PER_MULTIPLY_ADD
         self.tiles = winograd_tiles(window, batch, inputs, m, limit, tasks_of(self.work))
         self.workspace_bytes = winograd_bytes(window, batch, inputs, m, limit)
 
@@ -136,7 +133,7 @@ class Winograd(Columns):
     @QUIETLY
     def slopes(self, buffer: Array, tile: Tile) -> Array:
         """A u: (P, R, O, L)."""
-        part, m = self._part(buffer, tile), self.transforms.m  # (R, O, columns, n)
+        part, m = self._region(buffer, tile), self.transforms.m  # (R, O, columns, n)
         rows, channels, columns, samples = part.shape
         count, rest = -(-columns // m), columns % m
         shape = (self.transforms.points, rows, channels, count, samples)
@@ -153,7 +150,7 @@ class Winograd(Columns):
     @QUIETLY
     def multiply(self, factor: Factor, columns: Array, target: Array, tile: Tile) -> bool:
         """Aᵀ of the products, plus offsets."""
-        out, right = self._part(target, tile), True  # (R, O, columns, n)
+        out, right = self._region(target, tile), True  # (R, O, columns, n)
         points, rows, _, length = columns.shape
         outputs, samples = out.shape[1], out.shape[3]
         step = max(1, PRODUCT_ELEMENTS // (points * outputs * length))
@@ -195,7 +192,7 @@ class Winograd(Columns):
                 return None
             return np.tensordot(values, self.transforms.filter, (0, 0))
 
-    def _part(self, buffer: Array, tile: Tile) -> Array:
+    def _region(self, buffer: Array, tile: Tile) -> Array:
         """A tile of a buffer (C, *out, N) as (R, C, columns, n)."""
         return buffer[(slice(None), *tile.region)].swapaxes(0, 1)
 
