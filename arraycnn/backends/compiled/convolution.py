@@ -11,15 +11,9 @@ from arraycnn.arrays import Array
 from arraycnn.backends.compiled.device import FLOAT32, CompiledDevice, planes
 from arraycnn.backends.compiled.positions import plane_window, positions
 from arraycnn.backends.compiled.winograd import CompiledWinograd, direct_seconds
+from arraycnn.backends.cpu import tuning
 from arraycnn.backends.cpu.convolution import CpuConvolution
 from arraycnn.backends.cpu.device import cuts
-from arraycnn.backends.cpu.tuning import (
-    COMPILED_TASKS,
-    PARTIAL_SUMS,
-    PRODUCT_LENGTH,
-    SECONDS_PER_MULTIPLY_ADD,
-    TASK_MULTIPLY_ADDS,
-)
 from arraycnn.backends.memory_format import buffer_of
 from arraycnn.backends.reference.algorithm import (
     Algorithm,
@@ -58,8 +52,10 @@ class Direct(Algorithm):
     def __init__(self, backend: CompiledDevice, problem: Problem) -> None:
         super().__init__(backend, problem)
         self.seconds = direct_seconds(problem)
-        self.work = problem.multiply_adds * SECONDS_PER_MULTIPLY_ADD
-        self.tasks = min(COMPILED_TASKS, 1 + problem.multiply_adds // TASK_MULTIPLY_ADDS)
+        self.work = problem.multiply_adds * tuning.SECONDS_PER_MULTIPLY_ADD
+        self.tasks = min(
+            tuning.COMPILED_TASKS, 1 + problem.multiply_adds // tuning.TASK_MULTIPLY_ADDS
+        )
         window, batch = problem.window, problem.batch
         # With few samples a vector holds neighbouring columns, which at a border differ in taps.
         self.pads = batch < backend.kernels.LANES and not window.is_unpadded
@@ -88,8 +84,8 @@ class Direct(Algorithm):
         source, delta = self._planes(buffer_of(x)), self._planes(buffer_of(grad_output))
         kernel, stride, padding, dilation = plane_window(window)
         numbers = np.array((*stride, *padding, *dilation))
-        columns = max(1, PRODUCT_LENGTH // batch)
-        count = min(PARTIAL_SUMS, delta.shape[1] * -(-delta.shape[2] // columns))
+        columns = max(1, tuning.PRODUCT_LENGTH // batch)
+        count = min(tuning.PARTIAL_SUMS, delta.shape[1] * -(-delta.shape[2] // columns))
         shape = self.problem.weight_shape
         sums = np.zeros((count, *shape[:2], *kernel), FLOAT32)
         add_weight_grad = self.backend.kernels.add_weight_grad.compiled
@@ -101,14 +97,9 @@ class Direct(Algorithm):
         return np.add.reduce(sums, axis=0).reshape(shape)
 
     def _correlate(
-        self,
-        source: Array,
-        kernels: Array,
-        bias: Array | None,
-        target: Array,
-        tables: tuple[Array, ...],
-        relu: bool,
-    ) -> None:
+        self, source: Array, kernels: Array, bias: Array | None, target: Array,
+        tables: tuple[Array, ...], relu: bool,
+    ) -> None:  # fmt: skip
         """Write a convolution, or its adjoint, with kernels (G, outputs/G, inputs/G·taps)."""
         groups, outputs, _ = kernels.shape
         packed = np.empty(kernels.size, FLOAT32)

@@ -8,8 +8,8 @@ import numpy as np
 
 from arraycnn.arrays import Array
 from arraycnn.backends.compiled.positions import plane_window
+from arraycnn.backends.cpu import tuning
 from arraycnn.backends.cpu.device import CpuDevice, cuts
-from arraycnn.backends.cpu.tuning import COMPILED_ELEMENTS, SECONDS_PER_PASS, THREAD_SECONDS
 from arraycnn.backends.memory_format import buffer_of
 from arraycnn.geometry import Window
 
@@ -49,12 +49,12 @@ class CompiledDevice(CpuDevice):
     def run(self, primitive: str, first: Array, *arguments: Any) -> None:
         """Run the kernel of a primitive, see `kernels.TABLE`, on several threads."""
         kernel, passes = self._kernels.TABLE[primitive]
-        count, seconds = first.shape[0], first.size * passes * SECONDS_PER_PASS
+        count, seconds = first.shape[0], first.size * passes * tuning.SECONDS_PER_PASS
         compiled = kernel.compiled
-        if seconds < THREAD_SECONDS:
+        if seconds < tuning.THREAD_SECONDS:
             compiled(first, *arguments, 0, count)
             return
-        step = max(1, COMPILED_ELEMENTS * count // first.size)
+        step = max(1, tuning.COMPILED_ELEMENTS * count // first.size)
         self.workers.run(
             lambda part: compiled(first, *arguments, part.start, part.stop),
             cuts(count, step),

@@ -34,14 +34,9 @@ class CompiledNormalization(CompiledDevice, CpuNormalization):
         return y
 
     def batch_norm_grad(
-        self,
-        x: Array,
-        mean: Array,
-        inverse_std: Array,
-        scale: Array,
-        grad_output: Array,
+        self, x: Array, mean: Array, inverse_std: Array, scale: Array, grad_output: Array,
         y: Array | None = None,
-    ) -> tuple[Array, Array, Array]:
+    ) -> tuple[Array, Array, Array]:  # fmt: skip
         output = x if y is None else y
         if not self.takes(x, mean, inverse_std, scale, grad_output, output):
             return super().batch_norm_grad(x, mean, inverse_std, scale, grad_output, y)

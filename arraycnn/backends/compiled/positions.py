@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 
 from arraycnn.arrays import Array, Shape
-from arraycnn.backends.cpu.tuning import RUN_ELEMENTS
+from arraycnn.backends.cpu import tuning
 from arraycnn.geometry import Window
 
 
@@ -33,7 +33,7 @@ def positions(window: Window, batch: int, adjoint: bool) -> tuple[Array, Array, 
         for sizes in zip(inputs, outputs, kernel, strides, before, dilation, strict=True)
     ]
     rows, columns = (table for table, _, _ in axes)
-    longest = max(1, RUN_ELEMENTS // batch)
+    longest = max(1, tuning.RUN_ELEMENTS // batch)
     runs: list[list[int]] = []
     for column, (tap, taps, index) in enumerate(columns):
         if runs:

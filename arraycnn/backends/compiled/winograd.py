@@ -13,26 +13,14 @@ import numpy as np
 from arraycnn.arrays import Array
 from arraycnn.backends.compiled.device import FLOAT32, CompiledDevice
 from arraycnn.backends.compiled.positions import positions
+from arraycnn.backends.cpu import tuning
 from arraycnn.backends.cpu.columns import Factor
 from arraycnn.backends.cpu.tiles import Tile, tile_of
-from arraycnn.backends.cpu.tuning import (
-    COMPILED_CHANNELS,
-    COMPILED_KERNELS,
-    COMPILED_M,
-    COMPILED_SAMPLES,
-    COMPILED_TILE_BYTES,
-    COMPILED_TILE_ROWS,
-    COMPILED_WASTE,
-    DIRECT_NS_PER_MULTIPLY_ADD,
-    LARGEST_SUM,
-    SECONDS_PER_MULTIPLY_ADD,
-    SECONDS_PER_PACKED_WEIGHT,
-)
 from arraycnn.backends.cpu.winograd import QUIETLY, Winograd, is_stride_one
 from arraycnn.backends.reference.algorithm import Problem
 from arraycnn.geometry import conv_window
 
-ZEROS = np.zeros(COMPILED_SAMPLES, np.float32)
+ZEROS = np.zeros(tuning.COMPILED_SAMPLES, np.float32)
 UNIT_WINDOW = np.array(
     (1, 1, 0, 0, 1, 1)
 )  # stride, padding, dilation as `add_weight_grad` takes it
@@ -45,7 +33,7 @@ class CompiledWinograd(Winograd):
     shares = False  # two sums with kernels of one column cost less than the transform of another
 
     def __init__(self, backend: CompiledDevice, problem: Problem) -> None:
-        super().__init__(backend, problem, COMPILED_M)
+        super().__init__(backend, problem, tuning.COMPILED_M)
         self._no_bias = np.zeros(self.transforms.points * problem.outputs, FLOAT32)
 
     @staticmethod
@@ -56,17 +44,18 @@ class CompiledWinograd(Winograd):
             return False
         width = window.output_size[1]
         return (
-            window.kernel_size[1] in COMPILED_KERNELS
-            and min(inputs, outputs) >= COMPILED_CHANNELS
-            and batch >= COMPILED_SAMPLES
-            and -(-width // COMPILED_M) * COMPILED_M <= COMPILED_WASTE * width
-            and tile_bytes(problem, COMPILED_TILE_ROWS) <= min(limit, 4 * COMPILED_TILE_BYTES)
+            window.kernel_size[1] in tuning.COMPILED_KERNELS
+            and min(inputs, outputs) >= tuning.COMPILED_CHANNELS
+            and batch >= tuning.COMPILED_SAMPLES
+            and -(-width // tuning.COMPILED_M) * tuning.COMPILED_M <= tuning.COMPILED_WASTE * width
+            and tile_bytes(problem, tuning.COMPILED_TILE_ROWS)
+            <= min(limit, 4 * tuning.COMPILED_TILE_BYTES)
         )
 
     def plan(self, limit: int) -> None:
-        products = self.transforms.points / (COMPILED_M * self.problem.window.kernel_size[1])
+        products = self.transforms.points / (tuning.COMPILED_M * self.problem.window.kernel_size[1])
         self.seconds = products * direct_seconds(self.problem)
-        self.work = self.problem.multiply_adds * SECONDS_PER_MULTIPLY_ADD
+        self.work = self.problem.multiply_adds * tuning.SECONDS_PER_MULTIPLY_ADD
         self.tiles = compiled_tiles(self.problem)
         self.workspace_bytes = tile_bytes(self.problem, self.tiles[0].sizes[0])
 
@@ -76,7 +65,7 @@ class CompiledWinograd(Winograd):
         values = self.filter_transform(weight).reshape(points, outputs, -1)  # (P, O, C·kh)
         packed = self.backend.new_buffer((values.size,), FLOAT32)
         pack = self.backend.kernels.pack.compiled
-        seconds = values.size * SECONDS_PER_PACKED_WEIGHT
+        seconds = values.size * tuning.SECONDS_PER_PACKED_WEIGHT
         self.backend.workers.run(
             lambda point: pack(values, packed, point, point + 1), range(points), seconds, blas=False
         )
@@ -92,7 +81,7 @@ class CompiledWinograd(Winograd):
     def weight_of(self, total: Array) -> Array | None:
         shape = self.transforms.points, self.problem.outputs, self.problem.inputs
         values = total.reshape(*shape, -1)  # (P, O, C, kh)
-        if not np.abs(values).sum() < LARGEST_SUM:
+        if not np.abs(values).sum() < tuning.LARGEST_SUM:
             return None
         weight = self.filter_of(values)
         return None if weight is None else np.ascontiguousarray(weight)
@@ -105,7 +94,13 @@ class CompiledWinograd(Winograd):
         values = self._values("columns", buffer.shape[0], lines, tile)
         first = tile.region[0].start - above, tile.region[2].start
         self.backend.kernels.to_points.compiled(
-            buffer, ZEROS, values, window.kernel_size[1], *first, self.transforms.points, left
+            buffer,
+            ZEROS,
+            values,
+            window.kernel_size[1],
+            *first,
+            self.transforms.points,
+            left,
         )
         return values
 
@@ -115,7 +110,7 @@ class CompiledWinograd(Winograd):
         first = tile.region[0].start, tile.region[2].start
         width = self.problem.window.kernel_size[1]
         self.backend.kernels.to_points.compiled(
-            buffer, ZEROS, values, -width, *first, COMPILED_M, 0
+            buffer, ZEROS, values, -width, *first, tuning.COMPILED_M, 0
         )
         return values
 
@@ -138,7 +133,7 @@ class CompiledWinograd(Winograd):
         kernel.to_outputs.compiled(
             products, factor.offsets, target, waste, width, *first, factor.relu
         )
-        return bool(size[0] < LARGEST_SUM)
+        return bool(size[0] < tuning.LARGEST_SUM)
 
     def correlate(self, slopes: Array, columns: Array, total: Array) -> None:
         self.backend.kernels.add_weight_grad.compiled(
@@ -148,7 +143,7 @@ class CompiledWinograd(Winograd):
 
     def _values(self, name: str, channels: int, lines: int, tile: Tile) -> Array:
         """Scratch memory for the values of a tile at all points."""
-        groups = -(-tile.sizes[1] // COMPILED_M)
+        groups = -(-tile.sizes[1] // tuning.COMPILED_M)
         shape = (self.transforms.points, channels, lines, groups, tile.sizes[2])
         return self.backend.scratch(name, shape, FLOAT32)
 
@@ -156,27 +151,29 @@ class CompiledWinograd(Winograd):
 def direct_seconds(problem: Problem) -> float:
     """Roughly, of the sum over taps in registers, whose blocks hold several outputs of a group."""
     outputs = problem.outputs // problem.groups
-    return problem.multiply_adds * DIRECT_NS_PER_MULTIPLY_ADD * (1 + 2 / outputs) * 1e-9
+    return problem.multiply_adds * tuning.DIRECT_NS_PER_MULTIPLY_ADD * (1 + 2 / outputs) * 1e-9
 
 
 def tile_bytes(problem: Problem, rows: int) -> int:
     """Bytes that the values at all points of ``rows`` rows take, of the input and of the output."""
     (height, width), columns = problem.window.kernel_size, problem.window.output_size[1]
-    values = (COMPILED_M + width - 1) * -(-columns // COMPILED_M) * COMPILED_SAMPLES
+    values = (
+        (tuning.COMPILED_M + width - 1) * -(-columns // tuning.COMPILED_M) * tuning.COMPILED_SAMPLES
+    )
     return 4 * values * (problem.inputs * (rows + height - 1) + problem.outputs * rows)
 
 
 def compiled_tiles(problem: Problem) -> list[Tile]:
     """Tiles of rows and samples whose values at all points stay in cache."""
     (height, width), batch = problem.window.output_size, problem.batch
-    rows = min(COMPILED_TILE_ROWS, height)
-    while rows < height and tile_bytes(problem, rows + 1) <= COMPILED_TILE_BYTES:
+    rows = min(tuning.COMPILED_TILE_ROWS, height)
+    while rows < height and tile_bytes(problem, rows + 1) <= tuning.COMPILED_TILE_BYTES:
         rows += 1
     count = -(-height // rows)
     ends = [height * index // count for index in range(count + 1)]  # as many for all, or one less
     samples = [
-        slice(start, min(start + COMPILED_SAMPLES, batch))
-        for start in range(0, batch, COMPILED_SAMPLES)
+        slice(start, min(start + tuning.COMPILED_SAMPLES, batch))
+        for start in range(0, batch, tuning.COMPILED_SAMPLES)
     ]
     columns = slice(0, width)
     return [

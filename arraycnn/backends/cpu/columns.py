@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from arraycnn.arrays import Array, Shape
+from arraycnn.backends.cpu import tuning
 from arraycnn.backends.cpu.device import CpuDevice
 from arraycnn.backends.cpu.memory import zeros
 from arraycnn.backends.cpu.threads import one_blas_thread
@@ -31,12 +32,6 @@ from arraycnn.backends.cpu.tiles import (
     column_tiles,
     shares_rows,
     tasks_of,
-)
-from arraycnn.backends.cpu.tuning import (
-    PARTIAL_SUMS,
-    PRODUCT_ELEMENTS,
-    SECONDS_PER_COPIED_BYTE,
-    SECONDS_PER_MULTIPLY_ADD,
 )
 from arraycnn.backends.memory_format import buffer_of
 from arraycnn.backends.reference.algorithm import Algorithm, Problem, im2col_seconds
@@ -80,7 +75,10 @@ class Columns(Algorithm):
         self.shared = shares_rows(window, batch)
         self.rows = window.output_size[0] if self.shared else 1
         column = problem.column_bytes
-        seconds = self.depth * outputs * SECONDS_PER_MULTIPLY_ADD + column * SECONDS_PER_COPIED_BYTE
+        seconds = (
+            self.depth * outputs * tuning.SECONDS_PER_MULTIPLY_ADD
+            + column * tuning.SECONDS_PER_COPIED_BYTE
+        )
         self.work: float = window.positions * batch * seconds
         if window.is_pointwise:  # nothing is copied
             column += outputs * dtype.itemsize
@@ -132,7 +130,7 @@ class Columns(Algorithm):
 
     def _sum(self, add: Callable[[Tile, Array], None]) -> Array | None:
         """The weights whose kernels are the sum of what ``add(tile, total)`` adds to a total."""
-        count = max(1, min(PARTIAL_SUMS, len(self.tiles)))
+        count = max(1, min(tuning.PARTIAL_SUMS, len(self.tiles)))
         sums = self.zero_sums(count)
 
         def accumulate(index: int) -> None:
@@ -206,7 +204,7 @@ class Columns(Algorithm):
 
     def correlate(self, slopes: Array, columns: Array, total: Array) -> None:
         """Add Σ a vᵀ over rows: a (G, R, O, L), columns v (G, R, K, L), total (G, O, K)."""
-        step = max(1, PRODUCT_ELEMENTS // total.size)
+        step = max(1, tuning.PRODUCT_ELEMENTS // total.size)
         for y in range(0, columns.shape[1], step):
             some = slopes[:, y : y + step]
             shape = (total.shape[0], some.shape[1], *total.shape[1:])

@@ -1,8 +1,8 @@
 """Convolution on the CPU: which algorithms there are, and which of them computes what."""
 
+from arraycnn.backends.cpu import tuning
 from arraycnn.backends.cpu.columns import Columns, SmallColumns
 from arraycnn.backends.cpu.device import CpuDevice
-from arraycnn.backends.cpu.tuning import SMALL_COLUMN_ELEMENTS
 from arraycnn.backends.cpu.winograd import Winograd, best_m
 from arraycnn.backends.reference.algorithm import Algorithm, Problem, adjoint_problem
 from arraycnn.backends.reference.convolution import ConvolutionPrimitives
@@ -14,7 +14,7 @@ class CpuConvolution(CpuDevice, ConvolutionPrimitives):
 
     def candidates(self, problem: Problem) -> list[Algorithm]:
         elements = problem.window.positions * problem.batch * problem.window.taps * problem.inputs
-        if elements <= SMALL_COLUMN_ELEMENTS:
+        if elements <= tuning.SMALL_COLUMN_ELEMENTS:
             return [SmallColumns(self, problem)]
         found: list[Algorithm] = [Fourier(self, problem)]
         m = best_m(problem, self.workspace_limit)

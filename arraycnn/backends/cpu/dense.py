@@ -5,12 +5,8 @@ from collections.abc import Callable
 import numpy as np
 
 from arraycnn.arrays import Array
+from arraycnn.backends.cpu import tuning
 from arraycnn.backends.cpu.device import CpuDevice, cuts
-from arraycnn.backends.cpu.tuning import (
-    DENSE_ROWS,
-    SECONDS_PER_DENSE_MULTIPLY_ADD,
-    THREAD_SECONDS,
-)
 from arraycnn.backends.reference.dense import DensePrimitives
 
 
@@ -50,6 +46,6 @@ class CpuDense(CpuDevice, DensePrimitives):
 
     def _each_row_block(self, multiply: Callable[[slice], None], rows: int, products: int) -> None:
         """Call ``multiply`` for the rows of a result, each of ``products`` multiply-adds."""
-        seconds = rows * products * SECONDS_PER_DENSE_MULTIPLY_ADD
-        step = DENSE_ROWS if seconds > THREAD_SECONDS else max(1, rows)
+        seconds = rows * products * tuning.SECONDS_PER_DENSE_MULTIPLY_ADD
+        step = tuning.DENSE_ROWS if seconds > tuning.THREAD_SECONDS else max(1, rows)
         self.workers.run(multiply, cuts(rows, step), seconds)

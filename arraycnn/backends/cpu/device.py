@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from arraycnn.arrays import Array, Shape
+from arraycnn.backends.cpu import tuning
 from arraycnn.backends.cpu.memory import BlockPool, Scratch
 from arraycnn.backends.cpu.threads import Workers, describe_blas
-from arraycnn.backends.cpu.tuning import CHUNK_ELEMENTS, KEPT_BYTES
 from arraycnn.backends.memory_format import MemoryFormat
 
 
@@ -23,7 +23,7 @@ class CpuDevice(MemoryFormat):
 
     def __init__(self) -> None:
         super().__init__("cpu", np, workspace_limit=64 << 20)
-        self.blocks = BlockPool(KEPT_BYTES)
+        self.blocks = BlockPool(tuning.KEPT_BYTES)
         self.scratch = Scratch(self.blocks)
         self.workers = Workers(self.scratch.give_back)
 
@@ -78,4 +78,4 @@ def cuts(length: int, step: int) -> list[slice]:
 @lru_cache(maxsize=1024)
 def row_cuts(rows: int, size: int) -> list[slice]:
     """Slices of the first dimension of an array of ``size``, about a chunk of elements each."""
-    return cuts(rows, max(1, CHUNK_ELEMENTS * rows // max(1, size)))
+    return cuts(rows, max(1, tuning.CHUNK_ELEMENTS * rows // max(1, size)))

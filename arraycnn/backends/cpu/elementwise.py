@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from arraycnn.arrays import Array
+from arraycnn.backends.cpu import tuning
 from arraycnn.backends.cpu.device import CpuDevice, cuts
 from arraycnn.backends.cpu.memory import Scratch, zeros
-from arraycnn.backends.cpu.tuning import CHUNK_ELEMENTS, SECONDS_PER_PASS, ZEROS
 from arraycnn.backends.memory_format import buffer_of
 from arraycnn.backends.reference.elementwise import ElementwisePrimitives
 
@@ -55,8 +55,8 @@ class CpuElementwise(CpuDevice, ElementwisePrimitives):
 
     def _each_chunk(self, function: Callable[[slice], None], size: int, passes: int) -> None:
         """Call ``function`` for slices that cover ``size`` elements."""
-        seconds = size * passes * SECONDS_PER_PASS
-        self.workers.run(function, cuts(size, CHUNK_ELEMENTS), seconds, blas=False)
+        seconds = size * passes * tuning.SECONDS_PER_PASS
+        self.workers.run(function, cuts(size, tuning.CHUNK_ELEMENTS), seconds, blas=False)
 
     def _empty_like(self, x: Array) -> Array:
         """An uninitialised array of the memory order of ``x``."""
@@ -79,10 +79,12 @@ def in_rows(*arrays: Array) -> Sequence[Array]:
 
 def rectify(x: Array, out: Array) -> None:
     """max(x, 0) of elements in a row, against zeros that stay in cache."""
-    whole = x.size // ZEROS * ZEROS
-    row = zeros(ZEROS, x.dtype)
+    whole = x.size // tuning.ZEROS * tuning.ZEROS
+    row = zeros(tuning.ZEROS, x.dtype)
     if whole:
-        np.maximum(x[:whole].reshape(-1, ZEROS), row, out=out[:whole].reshape(-1, ZEROS))
+        np.maximum(
+            x[:whole].reshape(-1, tuning.ZEROS), row, out=out[:whole].reshape(-1, tuning.ZEROS)
+        )
     np.maximum(x[whole:], row[: x.size - whole], out=out[whole:])
 
 

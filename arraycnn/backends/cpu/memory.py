@@ -17,12 +17,7 @@ from typing import Any
 import numpy as np
 
 from arraycnn.arrays import Array, Shape
-from arraycnn.backends.cpu.tuning import (
-    BLOCK_BYTES,
-    FIRST_SEGMENT_BYTES,
-    RECYCLED_BYTES,
-    SEGMENT_BYTES,
-)
+from arraycnn.backends.cpu import tuning
 
 ALIGNMENT = 64  # bytes, a cache line
 
@@ -46,9 +41,9 @@ class BlockPool:
         """An uninitialised C-contiguous array."""
         dtype = np.dtype(dtype)
         nbytes = math.prod(shape) * dtype.itemsize
-        if nbytes < RECYCLED_BYTES:
+        if nbytes < tuning.RECYCLED_BYTES:
             return np.empty(shape, dtype)
-        block = np.asarray(self._take(-(-nbytes // BLOCK_BYTES) * BLOCK_BYTES))
+        block = np.asarray(self._take(-(-nbytes // tuning.BLOCK_BYTES) * tuning.BLOCK_BYTES))
         return block[:nbytes].view(dtype).reshape(shape)
 
     def _take(self, size: int) -> "_Lease":
@@ -60,7 +55,7 @@ class BlockPool:
                 if start is not None:
                     break
             else:
-                least = SEGMENT_BYTES if self._segments else FIRST_SEGMENT_BYTES
+                least = tuning.SEGMENT_BYTES if self._segments else tuning.FIRST_SEGMENT_BYTES
                 segment = _Segment(max(size, least))
                 self._segments.append(segment)
                 self._unused += segment.memory.size
@@ -166,7 +161,7 @@ class Scratch(threading.local):
         array = self._arrays.get(name)
         if array is None or array.size < nbytes:
             array = self._arrays[name] = self._blocks.empty((nbytes,), np.uint8)
-            if nbytes >= RECYCLED_BYTES:
+            if nbytes >= tuning.RECYCLED_BYTES:
                 self._large.append(name)
         return array[:nbytes].view(dtype).reshape(shape)
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from arraycnn.arrays import Array, Shape
+from arraycnn.backends.cpu import tuning
 from arraycnn.backends.cpu.device import CpuDevice, cuts, row_cuts
 from arraycnn.backends.cpu.elementwise import rectify, select_positive
-from arraycnn.backends.cpu.tuning import CHUNK_ELEMENTS, SECONDS_PER_PASS, SUM_ELEMENTS
 from arraycnn.backends.reference.normalization import NormalizationPrimitives, rows_of
 
 
@@ -63,14 +63,9 @@ class CpuNormalization(CpuDevice, NormalizationPrimitives):
         return total
 
     def batch_norm_grad(
-        self,
-        x: Array,
-        mean: Array,
-        inverse_std: Array,
-        scale: Array,
-        grad_output: Array,
+        self, x: Array, mean: Array, inverse_std: Array, scale: Array, grad_output: Array,
         y: Array | None = None,
-    ) -> tuple[Array, Array, Array]:
+    ) -> tuple[Array, Array, Array]:  # fmt: skip
         grad = self.empty(x.shape, x.dtype)
         source, delta, target = rows_of(x), rows_of(grad_output), rows_of(grad)
         output = None if y is None else rows_of(y)
@@ -113,13 +108,13 @@ class CpuNormalization(CpuDevice, NormalizationPrimitives):
         self, function: Callable[[slice], None], rows: Array, passes: int, blas: bool = True
     ) -> None:
         """Call ``function`` for slices of the rows (C, N·L), each about a chunk of elements."""
-        seconds = rows.size * passes * SECONDS_PER_PASS
+        seconds = rows.size * passes * tuning.SECONDS_PER_PASS
         self.workers.run(function, row_cuts(rows.shape[0], rows.size), seconds, blas)
 
 
 def _columns(shape: Shape) -> list[slice]:
     """Slices of the second dimension, each about a chunk of elements."""
-    return cuts(shape[1], max(1, CHUNK_ELEMENTS // max(1, shape[0])))
+    return cuts(shape[1], max(1, tuning.CHUNK_ELEMENTS // max(1, shape[0])))
 
 
 def _row_sums(rows: Array) -> Any:
@@ -136,14 +131,14 @@ def _row_dots(a: Array, b: Array) -> Any:
 
 
 def _blocks(rows: Array) -> tuple[Array, Array]:
-    """Rows (C, L) as blocks (C, L // SUM_ELEMENTS, SUM_ELEMENTS) and what is left of each.
+    """Rows (C, L) as blocks (C, count, SUM_ELEMENTS) and what is left of each.
 
     Dot products of blocks are faster than ``sum``, and where there are hundreds of them NumPy lets
     other threads run.
     """
-    count = rows.shape[1] // SUM_ELEMENTS
-    whole = count * SUM_ELEMENTS
-    return rows[:, :whole].reshape(rows.shape[0], count, SUM_ELEMENTS), rows[:, whole:]
+    count = rows.shape[1] // tuning.SUM_ELEMENTS
+    whole = count * tuning.SUM_ELEMENTS
+    return rows[:, :whole].reshape(rows.shape[0], count, tuning.SUM_ELEMENTS), rows[:, whole:]
 
 
 def _wide_sum(sums: Array) -> Any:
@@ -152,4 +147,4 @@ def _wide_sum(sums: Array) -> Any:
 
 @lru_cache(maxsize=8)
 def _ones(dtype: Any) -> Array:
-    return np.ones(SUM_ELEMENTS, dtype)
+    return np.ones(tuning.SUM_ELEMENTS, dtype)

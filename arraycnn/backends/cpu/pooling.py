@@ -5,9 +5,9 @@ from functools import lru_cache
 import numpy as np
 
 from arraycnn.arrays import Array
+from arraycnn.backends.cpu import tuning
 from arraycnn.backends.cpu.device import CpuDevice, row_cuts
 from arraycnn.backends.cpu.elementwise import as_bits, rectify
-from arraycnn.backends.cpu.tuning import SECONDS_PER_PASS
 from arraycnn.backends.memory_format import buffer_of
 from arraycnn.backends.reference.pooling import PoolingPrimitives, argmax_dtype
 from arraycnn.geometry import Window
@@ -30,7 +30,7 @@ class CpuPooling(CpuDevice, PoolingPrimitives):
                 row = best.reshape(-1)
                 rectify(row, row)
 
-        seconds = 2 * source.size * SECONDS_PER_PASS
+        seconds = 2 * source.size * tuning.SECONDS_PER_PASS
         self.workers.run(pool, row_cuts(source.shape[0], source.size), seconds, blas=False)
         return y
 
@@ -57,7 +57,7 @@ class CpuPooling(CpuDevice, PoolingPrimitives):
                 none = np.multiply(differs.view(np.uint8), taps.dtype.type(window.taps))
                 np.maximum(taps, none, out=taps)
 
-        seconds = 2 * source.size * SECONDS_PER_PASS
+        seconds = 2 * source.size * tuning.SECONDS_PER_PASS
         self.workers.run(count, row_cuts(source.shape[0], source.size), seconds, blas=False)
         return argmax
 
@@ -77,7 +77,7 @@ class CpuPooling(CpuDevice, PoolingPrimitives):
                 np.equal(taps[channels], tap, out=wins)
                 np.multiply(delta[channels], wins, out=out[place])
 
-        seconds = 3 * target.size * SECONDS_PER_PASS
+        seconds = 3 * target.size * tuning.SECONDS_PER_PASS
         self.workers.run(route, row_cuts(target.shape[0], target.size), seconds, blas=False)
         return grad
 

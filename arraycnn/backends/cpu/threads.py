@@ -19,7 +19,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from arraycnn.arguments import as_count
-from arraycnn.backends.cpu.tuning import THREAD_SECONDS
+from arraycnn.backends.cpu import tuning
 
 VARIABLE = "ARRAYCNN_NUM_THREADS"
 
@@ -63,7 +63,11 @@ class Workers:
             one_blas_thread.begin()
         try:
             helpers = min(self._count, len(items)) - 1
-            if helpers < 1 or seconds < THREAD_SECONDS or getattr(self._busy, "inside", False):
+            if (
+                helpers < 1
+                or seconds < tuning.THREAD_SECONDS
+                or getattr(self._busy, "inside", False)
+            ):
                 try:
                     for item in items:
                         task(item)

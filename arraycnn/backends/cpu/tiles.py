@@ -6,12 +6,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from arraycnn.arrays import Shape
-from arraycnn.backends.cpu.tuning import (
-    COLUMN_LENGTHS,
-    COLUMN_TILE_BYTES,
-    SHARED_TASKS,
-    THREAD_SECONDS,
-)
+from arraycnn.backends.cpu import tuning
 from arraycnn.backends.reference.convolution import Region, region_runs
 from arraycnn.geometry import Window
 
@@ -71,14 +66,14 @@ def shares_rows(window: Window, batch: int) -> bool:
     return (
         window.stride[0] < window.kernel_size[0]
         and window.dilation[0] == 1
-        and math.prod(window.output_size[1:]) * batch >= COLUMN_LENGTHS[0]
+        and math.prod(window.output_size[1:]) * batch >= tuning.COLUMN_LENGTHS[0]
     )
 
 
 def column_length(column: int, limit: int) -> int:
     """How many columns of ``column`` bytes each are made at a time."""
-    shortest, longest = COLUMN_LENGTHS
-    length = min(longest, max(shortest, COLUMN_TILE_BYTES // column))
+    shortest, longest = tuning.COLUMN_LENGTHS
+    length = min(longest, max(shortest, tuning.COLUMN_TILE_BYTES // column))
     return min(length, max(1, limit // column))
 
 
@@ -89,19 +84,19 @@ def column_tiles(window: Window, batch: int, column: int, limit: int, tasks: int
     rows enough."""
     if not batch:
         return []
-    shortest, longest = COLUMN_LENGTHS
+    shortest, longest = tuning.COLUMN_LENGTHS
     most = max(1, limit // column)
     if not shares_rows(window, batch):
         share = -(-window.positions * batch // tasks)
-        length = min(longest, max(shortest, min(COLUMN_TILE_BYTES // column, share)), most)
+        length = min(longest, max(shortest, min(tuning.COLUMN_TILE_BYTES // column, share)), most)
         return [
             tile_of(window, batch, region, slice(0, 1), run)
             for region, run in region_runs((*window.output_size, batch), length)
         ]
-    length = min(longest, max(shortest, COLUMN_TILE_BYTES // (3 * column)), most)
+    length = min(longest, max(shortest, tuning.COLUMN_TILE_BYTES // (3 * column)), most)
     found = region_runs((*window.output_size[1:], batch), length)
     extent, stride, rows = window.kernel_size[0], window.stride[0], window.output_size[0]
-    lines = min(COLUMN_TILE_BYTES, limit) // (column // extent * found[0][1].stop)
+    lines = min(tuning.COLUMN_TILE_BYTES, limit) // (column // extent * found[0][1].stop)
     blocks = row_blocks_for([run for _, run in found], tasks)
     return [
         tile_of(window, batch, (part, *region), part, run)
@@ -131,9 +126,9 @@ def row_blocks_for(runs: list[slice], tasks: int) -> int:
 
 def tasks_of(seconds: float) -> int:
     """Tasks that so much work should have, to be shared out to threads."""
-    if seconds < THREAD_SECONDS:
+    if seconds < tuning.THREAD_SECONDS:
         return 1
-    return 2 if seconds < SHARED_TASKS * THREAD_SECONDS else SHARED_TASKS
+    return 2 if seconds < tuning.SHARED_TASKS * tuning.THREAD_SECONDS else tuning.SHARED_TASKS
 
 
 def column_bytes(window: Window, batch: int, column: int, limit: int) -> int:

@@ -5,8 +5,8 @@ from functools import wraps
 from typing import Any, TypeVar
 
 from arraycnn.arrays import Array
+from arraycnn.backends.cpu import tuning
 from arraycnn.backends.cpu.device import CpuDevice, cuts
-from arraycnn.backends.cpu.tuning import SECONDS_PER_PASS, UPDATE_ELEMENTS
 from arraycnn.backends.reference.updates import UpdatePrimitives
 
 Update = TypeVar("Update", bound=Callable[..., None])
@@ -24,7 +24,7 @@ def in_chunks(update: Update) -> Update:
         size = 0
         for arrays in zip(*present, strict=True):
             size += arrays[0].size
-            if arrays[0].size <= UPDATE_ELEMENTS:
+            if arrays[0].size <= tuning.UPDATE_ELEMENTS:
                 small.append(arrays)
             else:
                 tasks += ([chunk] for chunk in _chunks(arrays))
@@ -33,7 +33,7 @@ def in_chunks(update: Update) -> Update:
             found = zip(*task, strict=True)
             update(self, *(next(found, ()) if arrays else () for arrays in lists), **options)
 
-        self.workers.run(change, tasks, size * PASSES * SECONDS_PER_PASS, blas=False)
+        self.workers.run(change, tasks, size * PASSES * tuning.SECONDS_PER_PASS, blas=False)
 
     return update_chunks  # type: ignore[return-value]
 
@@ -52,4 +52,4 @@ def _chunks(arrays: tuple[Array, ...]) -> list[tuple[Array, ...]]:
     if not all(array.flags.c_contiguous for array in arrays):
         return [arrays]
     flat = [array.reshape(-1) for array in arrays]
-    return [tuple(a[part] for a in flat) for part in cuts(arrays[0].size, UPDATE_ELEMENTS)]
+    return [tuple(a[part] for a in flat) for part in cuts(arrays[0].size, tuning.UPDATE_ELEMENTS)]

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from arraycnn.arrays import Array
+from arraycnn.backends.cpu import tuning
 from arraycnn.backends.cpu.columns import (
     Columns,
     Factor,
@@ -38,18 +39,6 @@ from arraycnn.backends.cpu.tiles import (
     row_blocks_for,
     tasks_of,
     tile_of,
-)
-from arraycnn.backends.cpu.tuning import (
-    COLUMN_TILE_BYTES,
-    COPY_COST,
-    INPUT_SIZES,
-    PRODUCT_ELEMENTS,
-    SECONDS_PER_MULTIPLY_ADD,
-    SMALL_BATCH,
-    TRANSFORM_COST,
-    WINOGRAD_GAIN,
-    WINOGRAD_LENGTHS,
-    WINOGRAD_SLOWNESS,
 )
 from arraycnn.backends.reference.algorithm import Problem
 from arraycnn.geometry import Window, tiles
@@ -87,7 +76,7 @@ class Winograd(Columns):
         self.seconds = column_seconds(self.problem) * relative_cost(self.problem, m)
         self.depth = height * inputs  # kh·C
         products = self.problem.multiply_adds * self.transforms.points / (m * width)
-        self.work = WINOGRAD_SLOWNESS * products * SECONDS_PER_MULTIPLY_ADD
+        self.work = tuning.WINOGRAD_SLOWNESS * products * tuning.SECONDS_PER_MULTIPLY_ADD
         self.tiles = winograd_tiles(window, batch, inputs, m, limit, tasks_of(self.work))
         self.workspace_bytes = winograd_bytes(window, batch, inputs, m, limit)
 
@@ -153,7 +142,7 @@ class Winograd(Columns):
         out, right = self._region(target, tile), True  # (R, O, columns, n)
         points, rows, _, length = columns.shape
         outputs, samples = out.shape[1], out.shape[3]
-        step = max(1, PRODUCT_ELEMENTS // (points * outputs * length))
+        step = max(1, tuning.PRODUCT_ELEMENTS // (points * outputs * length))
         for y in range(0, rows, step):
             part = out[y : y + step]
             size = part.shape[0], outputs
@@ -199,7 +188,7 @@ class Winograd(Columns):
     def _row_blocks(self, values: Array) -> Iterator[slice]:
         """Slices of the second dimension, so that the values in each stay in cache."""
         rows = values.shape[1]
-        return row_blocks(rows, PRODUCT_ELEMENTS * rows // max(1, values.size), 1)
+        return row_blocks(rows, tuning.PRODUCT_ELEMENTS * rows // max(1, values.size), 1)
 
 
 def transform(matrix: Array, values: Array, out: Array) -> None:
@@ -244,10 +233,10 @@ def best_m(problem: Problem, limit: int) -> int | None:
     (height, width), columns = window.kernel_size, window.output_size[1]
     possible = [
         size - width + 1
-        for size in INPUT_SIZES
+        for size in tuning.INPUT_SIZES
         if size >= width > 1
         and 4 * size * height * inputs <= limit
-        and -(-columns // (size - width + 1)) * batch >= WINOGRAD_LENGTHS[0]
+        and -(-columns // (size - width + 1)) * batch >= tuning.WINOGRAD_LENGTHS[0]
     ]
     return min(possible, key=lambda m: relative_cost(problem, m), default=None)
 
@@ -257,11 +246,11 @@ def relative_cost(problem: Problem, m: int) -> float:
     window, batch, inputs, outputs, _, _ = problem
     (height, width), columns = window.kernel_size, window.output_size[1]
     points = m + width - 1
-    values = (points * inputs + m * outputs) * (1 + SMALL_BATCH / batch)
+    values = (points * inputs + m * outputs) * (1 + tuning.SMALL_BATCH / batch)
     products = points * height * inputs * outputs
-    cost = -(-columns // m) * (products + TRANSFORM_COST * values)
-    plain = columns * (window.taps * inputs * outputs + COPY_COST * width * inputs)
-    return cost / (WINOGRAD_GAIN * plain)
+    cost = -(-columns // m) * (products + tuning.TRANSFORM_COST * values)
+    plain = columns * (window.taps * inputs * outputs + tuning.COPY_COST * width * inputs)
+    return cost / (tuning.WINOGRAD_GAIN * plain)
 
 
 @lru_cache(maxsize=512)
@@ -272,12 +261,12 @@ def winograd_tiles(
     height, width = window.kernel_size
     rows, columns = window.output_size
     line = 4 * (m + width - 1) * channels
-    shortest, longest = WINOGRAD_LENGTHS
-    length = max(shortest, COLUMN_TILE_BYTES // (6 * height * line))
+    shortest, longest = tuning.WINOGRAD_LENGTHS
+    length = max(shortest, tuning.COLUMN_TILE_BYTES // (6 * height * line))
     length = min(length, longest, limit // (height * line))
     groups = list(tiles((-(-columns // m), batch), length))
     group, samples = groups[0]
-    lines = min(COLUMN_TILE_BYTES, limit) // (line * group.stop * samples.stop)
+    lines = min(tuning.COLUMN_TILE_BYTES, limit) // (line * group.stop * samples.stop)
     blocks = row_blocks_for([group for group, _ in groups], tasks)
     return [
         winograd_tile(window, batch, part, slice(group.start * m, group.stop * m), samples)

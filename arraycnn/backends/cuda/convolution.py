@@ -160,14 +160,9 @@ class ImplicitGemm(Algorithm):
         return grad
 
     def _product(
-        self,
-        kernel: str,
-        size: tuple[int, int, int],
-        result: Array,
-        operands: tuple[Array | None, ...],
-        bias: Array | None = None,
-        relu: bool = False,
-    ) -> None:
+        self, kernel: str, size: tuple[int, int, int], result: Array,
+        operands: tuple[Array | None, ...], bias: Array | None = None, relu: bool = False,
+    ) -> None:  # fmt: skip
         """One of the three products into ``result``: size (rows, columns, summed) of a group."""
         backend, (window, batch, inputs, _, groups, dtype) = self.backend, self.problem
         rows, columns, depth = size

@@ -16,14 +16,9 @@ class CudaLoss(CudaNormalization, LossPrimitives):
     """Softmax cross-entropy without leaving the device: nothing waits for a number."""
 
     def softmax_cross_entropy(
-        self,
-        logits: Array,
-        labels: Array,
-        weight: Array | None,
-        label_smoothing: float,
-        ignore_index: int | None,
-        reduction: str,
-    ) -> tuple[Array, Array]:
+        self, logits: Array, labels: Array, weight: Array | None, label_smoothing: float,
+        ignore_index: int | None, reduction: str,
+    ) -> tuple[Array, Array]:  # fmt: skip
         if not labels.size:
             losses = self.xp.zeros(labels.shape, logits.dtype)
             return reduced(losses, self.xp.zeros_like(logits), reduction, 0)

@@ -47,14 +47,9 @@ class CudaNormalization(Launching, NormalizationPrimitives):
         return self._row_sums(rows, channels, length, x.dtype)
 
     def batch_norm_grad(
-        self,
-        x: Array,
-        mean: Array,
-        inverse_std: Array,
-        scale: Array,
-        grad_output: Array,
+        self, x: Array, mean: Array, inverse_std: Array, scale: Array, grad_output: Array,
         y: Array | None = None,
-    ) -> tuple[Array, Array, Array]:
+    ) -> tuple[Array, Array, Array]:  # fmt: skip
         element = self.element(x, mean, inverse_std, scale, grad_output)
         if element is None:
             return super().batch_norm_grad(x, mean, inverse_std, scale, grad_output, y)

@@ -16,16 +16,9 @@ class CudaUpdates(Launching, UpdatePrimitives):
     """SGD and Adam over all parameters in one launch."""
 
     def sgd_update(
-        self,
-        parameters: Sequence[Array],
-        gradients: Sequence[Array],
-        velocities: Sequence[Array],
-        *,
-        lr: float,
-        momentum: float,
-        nesterov: bool,
-        weight_decay: float,
-    ) -> None:
+        self, parameters: Sequence[Array], gradients: Sequence[Array], velocities: Sequence[Array],
+        *, lr: float, momentum: float, nesterov: bool, weight_decay: float,
+    ) -> None:  # fmt: skip
         states = [velocities] if momentum else []
 
         def plain(chosen: list[list[Array]]) -> None:
@@ -38,20 +31,10 @@ class CudaUpdates(Launching, UpdatePrimitives):
         self._update("sgd_update", [parameters, gradients, *states], scalars, plain)
 
     def adam_update(
-        self,
-        parameters: Sequence[Array],
-        gradients: Sequence[Array],
-        first_moments: Sequence[Array],
-        second_moments: Sequence[Array],
-        *,
-        step: int,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
-    ) -> None:
+        self, parameters: Sequence[Array], gradients: Sequence[Array],
+        first_moments: Sequence[Array], second_moments: Sequence[Array], *, step: int, lr: float,
+        beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool,
+    ) -> None:  # fmt: skip
         def plain(chosen: list[list[Array]]) -> None:
             super(CudaUpdates, self).adam_update(
                 *chosen, step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps,

@@ -133,15 +133,9 @@ class ConvolutionPrimitives(MemoryFormat):
         return (*sorted(faster, key=lambda one: one.seconds), last)
 
     def convolution(
-        self,
-        x: Array,
-        weight: Array,
-        bias: Array | None,
-        window: Window,
-        groups: int,
-        relu: bool = False,
-        method: str = "auto",
-    ) -> Array:
+        self, x: Array, weight: Array, bias: Array | None, window: Window, groups: int,
+        relu: bool = False, method: str = "auto",
+    ) -> Array:  # fmt: skip
         """h = K v + b: x (N, C, *S), weight (O, C/groups, *kernel), bias (O,) → (N, O, *out).
 
         With ``relu``, max(h, 0), applied while a tile of h is at hand.
@@ -154,13 +148,8 @@ class ConvolutionPrimitives(MemoryFormat):
         raise no_result(problem)
 
     def convolution_input_grad(
-        self,
-        grad_output: Array,
-        weight: Array,
-        window: Window,
-        groups: int,
-        method: str = "auto",
-    ) -> Array:
+        self, grad_output: Array, weight: Array, window: Window, groups: int, method: str = "auto",
+    ) -> Array:  # fmt: skip
         """δx = col2im(Kᴴ Δ): grad_output (N, O, *out), weight (O, C/groups, *kernel) → (N, C, *S).
 
         With ``grad_output`` for x this is the transposed convolution.
@@ -181,14 +170,9 @@ class ConvolutionPrimitives(MemoryFormat):
         raise no_result(problem)
 
     def convolution_weight_grad(
-        self,
-        x: Array,
-        grad_output: Array,
-        weight_shape: Shape,
-        window: Window,
-        groups: int,
+        self, x: Array, grad_output: Array, weight_shape: Shape, window: Window, groups: int,
         method: str = "auto",
-    ) -> Array:
+    ) -> Array:  # fmt: skip
         """δK = Δ vᴴ: x (N, C, *S), grad_output (N, O, *out) → ``weight_shape``."""
         problem = Problem(window, x.shape[0], x.shape[1], weight_shape[0], groups, x.dtype)
         for algorithm in self.algorithms(problem, method):
@@ -198,14 +182,9 @@ class ConvolutionPrimitives(MemoryFormat):
         raise no_result(problem)
 
     def convolution_grads(
-        self,
-        x: Array,
-        grad_output: Array,
-        weight: Array,
-        window: Window,
-        groups: int,
+        self, x: Array, grad_output: Array, weight: Array, window: Window, groups: int,
         method: str = "auto",
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Array, Array]:  # fmt: skip
         """Both gradients of a convolution: δx and δK."""
         problem = Problem(window, x.shape[0], x.shape[1], weight.shape[0], groups, x.dtype)
         adjoint = self.adjoint(problem)

@@ -8,14 +8,9 @@ class LossPrimitives(MemoryFormat):
     """Losses of logits (N, classes, *S) of any memory order."""
 
     def softmax_cross_entropy(
-        self,
-        logits: Array,
-        labels: Array,
-        weight: Array | None,
-        label_smoothing: float,
-        ignore_index: int | None,
-        reduction: str,
-    ) -> tuple[Array, Array]:
+        self, logits: Array, labels: Array, weight: Array | None, label_smoothing: float,
+        ignore_index: int | None, reduction: str,
+    ) -> tuple[Array, Array]:  # fmt: skip
         """Σ t·(−log softmax(logits)) and softmax(logits)·Σ t − t, the sums over the classes.
 
         The target is t = weight·((1 − ε)·one-hot + ε / classes), ε being ``label_smoothing``, and 0

@@ -29,14 +29,9 @@ class NormalizationPrimitives(ElementwisePrimitives):
         return rows_of(x).sum(axis=1)
 
     def batch_norm_grad(
-        self,
-        x: Array,
-        mean: Array,
-        inverse_std: Array,
-        scale: Array,
-        grad_output: Array,
+        self, x: Array, mean: Array, inverse_std: Array, scale: Array, grad_output: Array,
         y: Array | None = None,
-    ) -> tuple[Array, Array, Array]:
+    ) -> tuple[Array, Array, Array]:  # fmt: skip
         """Gradients of h = scale·x̂ + shift, x̂ = (x − mean)·inverse_std, through the statistics.
 
         ``grad_output`` is that of h; where ``y`` is given, that of y = max(h, 0).

@@ -16,16 +16,9 @@ class UpdatePrimitives(MemoryFormat):
     """The part of a backend that optimizers use."""
 
     def sgd_update(
-        self,
-        parameters: Sequence[Array],
-        gradients: Sequence[Array],
-        velocities: Sequence[Array],
-        *,
-        lr: float,
-        momentum: float,
-        nesterov: bool,
-        weight_decay: float,
-    ) -> None:
+        self, parameters: Sequence[Array], gradients: Sequence[Array], velocities: Sequence[Array],
+        *, lr: float, momentum: float, nesterov: bool, weight_decay: float,
+    ) -> None:  # fmt: skip
         """v = momentum·v + g, then p -= lr·v (Nesterov: p -= lr·(g + momentum·v)).
 
         ``velocities`` may be empty when ``momentum`` is 0. Source: Sutskever et al. 2013 in the
@@ -42,20 +35,10 @@ class UpdatePrimitives(MemoryFormat):
             p -= lr * g
 
     def adam_update(
-        self,
-        parameters: Sequence[Array],
-        gradients: Sequence[Array],
-        first_moments: Sequence[Array],
-        second_moments: Sequence[Array],
-        *,
-        step: int,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
-    ) -> None:
+        self, parameters: Sequence[Array], gradients: Sequence[Array],
+        first_moments: Sequence[Array], second_moments: Sequence[Array], *, step: int, lr: float,
+        beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool,
+    ) -> None:  # fmt: skip
         """m = β₁·m + (1-β₁)·g, v = β₂·v + (1-β₂)·g², then p -= lr·m̂ / (√v̂ + eps).
 
         m̂ and v̂ are corrected for their start at zero with ``step``, the number of this update
@@ -75,18 +58,10 @@ class UpdatePrimitives(MemoryFormat):
             p -= step_size * m / (self.xp.sqrt(v) / v_scale + eps)
 
     def rmsprop_update(
-        self,
-        parameters: Sequence[Array],
-        gradients: Sequence[Array],
-        square_averages: Sequence[Array],
-        velocities: Sequence[Array],
-        *,
-        lr: float,
-        alpha: float,
-        eps: float,
-        momentum: float,
-        weight_decay: float,
-    ) -> None:
+        self, parameters: Sequence[Array], gradients: Sequence[Array],
+        square_averages: Sequence[Array], velocities: Sequence[Array], *, lr: float, alpha: float,
+        eps: float, momentum: float, weight_decay: float,
+    ) -> None:  # fmt: skip
         """s = alpha·s + (1-alpha)·g², u = momentum·u + g / (√s + eps), then p -= lr·u.
 
         ``velocities`` may be empty when ``momentum`` is 0. Source: Tieleman & Hinton 2012.
@@ -105,17 +80,10 @@ class UpdatePrimitives(MemoryFormat):
             p -= lr * g
 
     def adagrad_update(
-        self,
-        parameters: Sequence[Array],
-        gradients: Sequence[Array],
-        square_sums: Sequence[Array],
-        *,
-        step: int,
-        lr: float,
-        lr_decay: float,
-        eps: float,
+        self, parameters: Sequence[Array], gradients: Sequence[Array],
+        square_sums: Sequence[Array], *, step: int, lr: float, lr_decay: float, eps: float,
         weight_decay: float,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """s = s + g², then p -= lr / (1 + (step-1)·lr_decay) · g / (√s + eps).
 
         ``step`` is the number of this update counted from 1. Source: Duchi et al. 2011.
