@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from arraycnn.arrays import Array
+from arraycnn.arrays import Array, Shape
 from arraycnn.backends.compiled.device import FLOAT32, CompiledDevice, planes
 from arraycnn.backends.compiled.positions import plane_window, positions
 from arraycnn.backends.compiled.winograd import CompiledWinograd, direct_seconds
@@ -82,8 +82,7 @@ class Direct(Algorithm):
     def weight_grad(self, x: Array, grad_output: Array) -> Array | None:
         window, batch, _, _, groups, _ = self.problem
         source, delta = self._planes(buffer_of(x)), self._planes(buffer_of(grad_output))
-        kernel, stride, padding, dilation = plane_window(window)
-        numbers = np.array((*stride, *padding, *dilation))
+        kernel, numbers = self._window_numbers
         columns = max(1, tuning.PRODUCT_LENGTH // batch)
         count = min(tuning.PARTIAL_SUMS, delta.shape[1] * -(-delta.shape[2] // columns))
         shape = self.problem.weight_shape
@@ -120,6 +119,12 @@ class Direct(Algorithm):
     def _positions(self) -> tuple[Array, ...]:
         window = self.problem.window
         return positions(window.over_padded if self.pads else window, self.problem.batch, False)
+
+    @cached_property
+    def _window_numbers(self) -> tuple[Shape, Array]:
+        """The kernel, and stride, padding before and dilation as `add_weight_grad` takes them."""
+        kernel, stride, padding, dilation = plane_window(self.problem.window)
+        return kernel, np.array((*stride, *padding, *dilation))
 
     def _planes(self, buffer: Array) -> Array:
         return planes(buffer, self.problem.window)
