@@ -1,22 +1,32 @@
 """Classification metrics of logits or probabilities; the results are on the host.
 
 Scores have shape (N, classes, *S) and labels (N, *S), on the same backend. The predicted class is
-the first of the highest scores. A position with a NaN among its scores counts as wrong.
+the first of the highest scores; a single column of scores are logits, and predicts class 1 above 0
+and class 0 elsewhere. A position with a NaN among its scores counts as wrong.
 """
+
+from typing import Any
 
 from arraycnn.arguments import as_count
 from arraycnn.arrays import Array
 from arraycnn.backends import Backend, backend_of
 
 
-def accuracy(scores: Array, labels: Array) -> float:
+def accuracy(scores: Array, labels: Array, *, ignore_index: int | None = None) -> float:
     """Fraction of positions whose predicted class is the label.
+
+    Args:
+        ignore_index: a label whose positions do not count.
 
     Raises:
         ValueError: shapes that do not fit, no positions, arrays on different backends.
         TypeError: labels that are not integers.
     """
-    return top_k_accuracy(scores, labels, k=1)
+    backend = _check(scores, labels)
+    counted = labels.size
+    if ignore_index is not None:
+        counted = int(backend.xp.count_nonzero(labels != ignore_index))
+    return _fraction(count_correct(backend, scores, labels, ignore_index=ignore_index), counted)
 
 
 def top_k_accuracy(scores: Array, labels: Array, k: int = 5) -> float:
@@ -30,20 +40,23 @@ def top_k_accuracy(scores: Array, labels: Array, k: int = 5) -> float:
     backend = _check(scores, labels)
     if as_count("k", k) > scores.shape[1]:
         raise ValueError(f"k must be at most the number of classes, {scores.shape[1]}, got {k}")
-    if labels.size == 0:
-        raise ValueError("accuracy of no positions is undefined: scores and labels are empty")
-    return int(count_correct(backend, scores, labels, k)) / int(labels.size)
+    return _fraction(count_correct(backend, scores, labels, k), labels.size)
 
 
-def count_correct(backend: Backend, scores: Array, labels: Array, k: int = 1) -> Array:
+def count_correct(
+    backend: Backend, scores: Array, labels: Array, k: int = 1, ignore_index: int | None = None
+) -> Array:
     """Number of positions whose label is among the ``k`` highest scores, left on the device.
 
-    Trusts its arguments; a label that is no class is never correct.
+    Trusts its arguments; a label that is no class, or not to count, is never correct.
     """
     xp = backend.xp
     if k == 1:
-        valid = ~xp.isnan(scores.max(axis=1))  # (N, *S)
-        return xp.count_nonzero(valid & (scores.argmax(axis=1) == labels))
+        correct = _predicted(scores) == labels  # (N, *S)
+        correct &= ~xp.isnan(scores.max(axis=1))
+        if ignore_index is not None:
+            correct &= labels != ignore_index
+        return xp.count_nonzero(correct)
     classes = xp.arange(scores.shape[1]).reshape((1, -1) + (1,) * (scores.ndim - 2))
     is_label = classes == labels[:, None]  # (N, classes, *S)
     own = xp.where(is_label, scores, 0).sum(axis=1, keepdims=True)  # (N, 1, *S)
@@ -63,16 +76,27 @@ def confusion_matrix(scores: Array, labels: Array) -> Array:
     """
     backend = _check(scores, labels)
     xp = backend.xp
-    classes = scores.shape[1]
+    classes = max(scores.shape[1], 2)
     if labels.size and (int(labels.min()) < 0 or int(labels.max()) >= classes):
         raise ValueError(
             f"labels must be in 0..{classes - 1} for scores of {classes} classes, got values from "
             f"{int(labels.min())} to {int(labels.max())}"
         )
     valid = ~xp.isnan(scores.max(axis=1)) if scores.size else xp.zeros(labels.shape, dtype=bool)
-    pairs = labels.astype(xp.int64) * classes + scores.argmax(axis=1)  # (N, *S)
+    pairs = labels.astype(xp.int64) * classes + _predicted(scores)  # (N, *S)
     counts = xp.bincount(pairs[valid], minlength=classes * classes)
     return backend.to_numpy(counts).reshape(classes, classes)
+
+
+def _predicted(scores: Array) -> Array:
+    """The predicted class of each position, (N, *S)."""
+    return scores.argmax(axis=1) if scores.shape[1] > 1 else scores[:, 0] > 0
+
+
+def _fraction(correct: Any, counted: int) -> float:
+    if counted == 0:
+        raise ValueError("accuracy of no positions is undefined: there are no labels that count")
+    return int(correct) / int(counted)
 
 
 def _check(scores: Array, labels: Array) -> Backend:

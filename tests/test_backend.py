@@ -202,7 +202,13 @@ def test_the_cuda_backend_keeps_the_contract(name: str) -> None:
 class Counting(CpuBackend):
     """Counts the calls of some primitives."""
 
-    counted = ("convolution", "global_sum_pool", "sum_pool", "softmax_cross_entropy", "sgd_update")
+    counted = (
+        "convolution",
+        "global_sum_pool",
+        "sum_pool",
+        "softmax_cross_entropy",
+        "update_parameters",
+    )
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """Checkpoints during training: which are kept, and that training goes on from them exactly."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,6 +103,24 @@ class TestExactResume:
         assert_same(back, first)
         back.save(tmp_path / "c.h5")
         assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "c.h5").read_bytes()
+
+
+def test_a_training_saved_by_the_first_version_goes_on():
+    """``first_version.h5`` was written by 46e5774, after 5 of 7 updates of its first epoch."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.random((50, 1, 8, 8)).astype("f"), rng.integers(0, 3, 50)
+    model = ac.Sequential(
+        ac.Conv2d(1, 4, 3), ac.BatchNorm(4), ac.ReLU(), ac.Dropout(0.3), ac.Flatten(),
+        ac.Dense(144, 3), seed=0,
+    )  # fmt: skip
+    trainer = Trainer(model, ac.Adam(model.parameters(), 0.01), schedule=Cosine(0.01, 20))
+    path = Path(__file__).parent / "oracle" / "first_version.h5"
+    info = trainer.load(path)
+    assert (info.step, trainer.step, trainer.batch) == (5, 5, 5)
+    assert trainer.optimizer.state_dict()["steps"] == [5] * 6
+    trainer.fit(ac.DataLoader(images, labels, 8, shuffle=True, seed=4), 2)
+    found = [record["train_loss"] for record in trainer.history]
+    np.testing.assert_allclose(found, [1.3286137, 1.1310743], rtol=1e-3)
 
 
 class TestCheckpoints:

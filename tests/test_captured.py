@@ -1,5 +1,6 @@
 """Training steps as CUDA graphs: what is replayed is what an eager step computes, to the bit."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def trained(graph: bool, epochs: int = 2, **options: Any) -> tuple[dict[str, Any
     trainer = Trainer(model, optimizer, schedule=schedule, graph=graph, **options)
     loader = ac.DataLoader(*data(20), 8, shuffle=True, seed=1)  # the last batch is smaller
     history = trainer.fit(loader, epochs)
-    assert not graph or trainer._captured.captured
+    assert not graph or trainer._step.captured
     return state(model), [record["train_loss"] for record in history]
 
 
@@ -136,3 +137,166 @@ def test_a_graph_needs_a_cuda_backend() -> None:
     model = ac.Sequential(ac.Dense(3, 2), backend="cpu")
     with pytest.raises(ValueError, match=r"model is on cpu; use model\.to\('cuda'\)"):
         Trainer(model, ac.SGD(model.parameters(), lr=0.1), graph=True)
+
+
+def small(*layers: Any, seed: int = 0) -> ac.Sequential:
+    first, last = ac.Dense(16, 8), ac.Dense(8, 2)
+    return ac.Sequential(first, *layers, last, seed=seed, backend="cuda")
+
+
+def rows(count: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((count, 16)).astype("f"), np.arange(count) % 2
+
+
+class Eager(CapturedStep):
+    """The same step, never captured."""
+
+    def __call__(self, inputs: Any, targets: Any) -> Any:
+        return self.run(inputs, targets)
+
+
+def losses(step: CapturedStep, count: int, batch: Any = None) -> list[float]:
+    found = []
+    for _ in range(count):
+        found.append(float(step(*(batch or rows()))[0]))
+        for parameter in step.model.parameters():
+            parameter.grad = None
+    return found
+
+
+def steps(make: Any, loss: Any = F.softmax_cross_entropy) -> list[CapturedStep]:
+    """The captured step and the eager one of equal networks, the first with a graph."""
+    result = [CapturedStep(make(), loss), Eager(make(), loss)]
+    assert losses(result[0], 3) == losses(result[1], 3)
+    assert result[0].captured
+    return result
+
+
+class TestWhatChangesAfterCapture:
+    def test_a_shared_dropout_advances_as_in_an_eager_step(self, cuda: Backend) -> None:
+        def make() -> ac.Sequential:
+            dropout = ac.Dropout(0.5, seed=3)
+            return small(dropout, ac.Dense(8, 8, seed=1), dropout)
+
+        captured, eager = steps(make)
+        assert losses(captured, 4) == losses(eager, 4)
+        assert captured.model.random_state() == eager.model.random_state()
+
+    def test_the_seed(self, cuda: Backend) -> None:
+        captured, eager = steps(lambda: small(ac.Dropout(0.5)))
+        for step in (captured, eager):
+            step.model.load_random_state({"1": {"seed": 77, "counter": 10}})
+        found = losses(captured, 4)
+        assert found == losses(eager, 4)
+        assert len(set(found)) == 4
+
+    def test_seeds_that_were_one(self, cuda: Backend) -> None:
+        def make() -> ac.Sequential:
+            model = small(ac.Dropout(0.5), ac.Dense(8, 8, seed=1), ac.Dropout(0.5))
+            same = {"seed": 5, "counter": 0}
+            model.load_random_state({"1": same, "3": same})
+            return model
+
+        captured, eager = steps(make)
+        for step in (captured, eager):
+            step.model.load_random_state(
+                {"1": {"seed": 5, "counter": 9}, "3": {"seed": 6, "counter": 2}}
+            )
+        assert losses(captured, 4) == losses(eager, 4)
+
+    def test_hyper_parameters_of_layers(self, cuda: Backend) -> None:
+        captured, eager = steps(lambda: small(ac.BatchNorm(8), ac.Dropout(0.5)))
+        for step in (captured, eager):
+            step.model.layers[2].p = 0.0
+            step.model.layers[1].momentum = 0.0
+        before = state(captured.model)["1.running_mean"]
+        assert losses(captured, 3) == losses(eager, 3)
+        assert captured.captured
+        np.testing.assert_array_equal(state(captured.model)["1.running_mean"], before)
+
+    def test_an_array_of_a_layer_of_ones_own(self, cuda: Backend) -> None:
+        class Mask(ac.Layer):
+            def __init__(self) -> None:
+                self.mask = cuda.asarray(np.ones(8, "f"))
+
+            def forward(self, x: Any) -> Any:
+                mask = self.mask
+                return x * mask, lambda grad: grad * mask
+
+            def output_shape(self, input_shape: Any) -> Any:
+                return input_shape
+
+        captured, eager = steps(lambda: small(Mask()))
+        for step in (captured, eager):
+            step.model.layers[1].mask = cuda.asarray(np.arange(8, dtype="f"))
+        assert losses(captured, 3) == losses(eager, 3)
+
+    def test_the_loss_of_the_trainer(self, cuda: Backend) -> None:
+        model, calls = small(), []
+
+        def loss(logits: Any, labels: Any) -> Any:
+            calls.append(1)
+            return F.softmax_cross_entropy(logits, labels)
+
+        trainer = Trainer(model, ac.SGD(model.parameters(), lr=0.1), graph=True)
+        trainer.fit([rows()] * 4, 1)
+        trainer.loss = loss
+        trainer.fit([rows()] * 4, 2)
+        assert len(calls) == 2  # eagerly, and for the graph
+
+    def test_parameters_that_are_frozen(self, cuda: Backend) -> None:
+        captured, _ = steps(small)
+        captured.model.layers[0].weight.requires_grad = False
+        losses(captured, 1)
+        assert not captured.captured
+
+    def test_a_model_that_leaves_cuda(self, cuda: Backend) -> None:
+        captured, _ = steps(small)
+        captured.model.to("cpu")
+        with pytest.raises(ValueError, match=r"needs CUDA, but the model is on cpu; use model\.to"):
+            captured(*rows())
+
+
+def test_gradients_add_up(cuda: Backend) -> None:
+    sums = []
+    for kind in (CapturedStep, Eager):
+        step = kind(small(), F.softmax_cross_entropy)
+        weight = step.model.layers[0].weight
+        sums.append([])
+        for _ in range(5):
+            step(*rows())
+            sums[-1].append(cuda.to_numpy(weight.grad))
+    np.testing.assert_array_equal(*sums)
+    np.testing.assert_allclose(sums[0][4], 5 * sums[0][0], rtol=1e-6)
+
+
+def test_labels_that_are_ignored_are_replayed_and_left_out(cuda: Backend) -> None:
+    inputs, labels = rows(6)
+    ignored = np.where(np.arange(6) < 4, -1, labels)
+    histories = []
+    for kind in (CapturedStep, Eager):
+        model = small()
+        step = kind(model, partial(F.softmax_cross_entropy, ignore_index=-1))
+        trainer = Trainer(model, ac.SGD(model.parameters(), lr=0.1), step=step)
+        histories.append(trainer.fit([(inputs, labels)] * 3 + [(inputs, ignored)] * 3, 1)[0])
+        assert not isinstance(step, Eager) or not step.captured
+    for figure in ("train_loss", "train_accuracy"):
+        assert histories[0][figure] == histories[1][figure]
+
+
+def test_random_numbers_of_no_random_layer_are_refused(cuda: Backend) -> None:
+    class Noise(ac.Layer):
+        calls = 0
+
+        def forward(self, x: Any) -> Any:
+            type(self).calls += 1
+            return cuda.dropout(x, 0.5, 1, self.calls), lambda grad: grad
+
+        def output_shape(self, input_shape: Any) -> Any:
+            return input_shape
+
+    step = CapturedStep(small(Noise()), F.softmax_cross_entropy)
+    step(*rows())
+    with pytest.raises(GraphCaptureError, match="no RandomLayer"):
+        step(*rows())

@@ -136,6 +136,39 @@ class TestRoundTrip:
         train(other, other_optimizer)
         assert_same(other, model)
 
+    def test_groups_of_parameters(self, backend, tmp_path):
+        def make(weight_decay, reverse=False):
+            model = make_model().to(backend)
+            groups = ac.optim.decay_groups(model.parameters())
+            groups[1]["lr"], groups[0]["weight_decay"] = 0.2, weight_decay
+            if reverse:
+                groups[0]["params"].reverse()
+            return model, ac.SGD(groups, 0.1, momentum=0.9)
+
+        model, optimizer = make(0.05)
+        train(model, optimizer)
+        optimizer.lr = 0.05
+        ac.save_checkpoint(tmp_path / "x.h5", model, optimizer)
+        other, other_optimizer = make(0.5, reverse=True)
+        ac.load_checkpoint(tmp_path / "x.h5", other, other_optimizer)
+        assert [g["lr"] for g in other_optimizer.groups] == [0.05, 0.1]
+        assert [g["weight_decay"] for g in other_optimizer.groups] == [0.05, 0.0]
+        train(model, optimizer)
+        train(other, other_optimizer)
+        assert_same(other, model)
+
+    def test_file_without_groups_is_that_of_before(self, tmp_path):
+        """And one group without anything of its own makes none."""
+        for name, grouped in (("a.h5", False), ("b.h5", True)):
+            model = make_model()
+            given = [{"params": model.parameters()}] if grouped else model.parameters()
+            optimizer = ac.SGD(given, 0.1, momentum=0.9)
+            train(model, optimizer)
+            ac.save_checkpoint(tmp_path / name, model, optimizer)
+        assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+        info = ac.read_checkpoint_info(tmp_path / "a.h5")
+        assert set(info.optimizer) == {"kind", "hyperparameters", "parameters", "steps", "slots"}
+
     def test_optimizer_that_has_not_stepped(self, tmp_path):
         model = make_model()
         ac.save_checkpoint(tmp_path / "x.h5", model, make_optimizer(model))
@@ -357,6 +390,58 @@ class TestMismatch:
         model = make_model()
         optimizer = ac.Adam(model.parameters()[1:])
         self.refused(path, r"differ in the parameters 0\.weight", model, optimizer)
+
+    def test_optimizer_of_another_network(self, path):
+        with pytest.raises(ac.CheckpointError, match=r"x\.h5: optimizer has parameters that mo"):
+            ac.load_checkpoint(path, make_model(), make_optimizer(make_model()))
+
+    def test_groups_that_are_others(self, path, tmp_path):
+        def grouped(model, cut):
+            parameters = model.parameters()
+            return ac.Adam([{"params": parameters[:cut]}, {"params": parameters[cut:]}], 0.01)
+
+        model = make_model()
+        self.refused(path, r"missing \['groups', 'base_lr'\]", model, grouped(model, 2))
+        ac.save_checkpoint(tmp_path / "g.h5", model, grouped(model, 2))
+        self.refused(tmp_path / "g.h5", "made without; give it the groups that were saved", model,
+                     make_optimizer(model))  # fmt: skip
+        self.refused(tmp_path / "g.h5", r"groups of \[2, 6\] parameters, and this optimizer of \[3",
+                     model, grouped(model, 3))  # fmt: skip
+        parameters = model.parameters()
+        swapped = ac.Adam([{"params": parameters[6:]}, {"params": parameters[:6]}], 0.01)
+        self.refused(tmp_path / "g.h5", r"group 0 of the optimizer has the parameters 7\.bias, 7",
+                     model, swapped)  # fmt: skip
+
+    def test_read_only_array(self, path):
+        model = make_model()
+        optimizer = make_optimizer(model)
+        optimizer.lr = 0.7
+        model.layers[7].bias.data.flags.writeable = False
+        self.refused(path, r"7\.bias of the model is read-only", model, optimizer)
+
+    def test_loader_that_raises_only_in_earnest(self, tmp_path):
+        class Busy:
+            busy = False
+
+            def state_dict(self):
+                return {"a": 1}
+
+            def load_state_dict(self, state):
+                if self.busy:
+                    raise RuntimeError("in use")
+                assert state["b"]
+
+            def __copy__(self):
+                return Busy()
+
+        model = make_model()
+        ac.save_checkpoint(tmp_path / "x.h5", model, make_optimizer(model), loader=Busy())
+        optimizer, loader = make_optimizer(model), Busy()
+        self.refused(tmp_path / "x.h5", "loader: KeyError: 'b'", model, optimizer, loader=loader)
+        Busy.load_state_dict = lambda self, state: 1 / (not self.busy)
+        loader.busy = True
+        self.refused(tmp_path / "x.h5", "loader: ZeroDivisionError", model, optimizer,
+                     loader=loader)  # fmt: skip
 
     def test_no_optimizer_was_saved(self, tmp_path):
         model = make_model()

@@ -186,6 +186,10 @@ def at(*keys_and_value):
     return meta(change)
 
 
+def grouped(groups):
+    return meta(lambda data: data["optimizer"].update(groups=groups, base_lr=0.1))
+
+
 def raw_meta(old, new):
     def edit(file):
         text = file["meta"][...].tobytes()
@@ -310,6 +314,18 @@ HOSTILE = {
     "optimizer with negative counts": (
         at("optimizer", "steps", [-1] * 8),
         "steps must be 8 counts",
+    ),
+    "optimizer with groups of no parameters": (
+        grouped([{"parameters": 0, "hyperparameters": {}}]),
+        "groups must share out 8 parameters, got .0.",
+    ),
+    "optimizer with groups that are none": (
+        grouped([[]]),
+        r"groups.0. must be an object",
+    ),
+    "optimizer with groups without a rate to be relative to": (
+        at("optimizer", "groups", []),
+        "missing .'base_lr'.",
     ),
     "unknown schedule": (
         at("schedule", {"class": "system", "config": {}}),

@@ -11,7 +11,7 @@ import arraycnn
 
 ROOT = Path(arraycnn.__file__).parent
 ORDER = (  # a module imports from its own line and those above
-    "arrays errors version registry",
+    "arrays errors version registry background interrupts",
     "arguments",
     "rng initializers geometry files",
     "backends",

@@ -106,3 +106,29 @@ def test_label_that_is_no_class(label):
     with pytest.raises(ValueError, match=r"labels must be in 0\.\.2"):
         metrics.confusion_matrix(SCORES, labels)
     assert metrics.accuracy(SCORES, labels) == 0.5
+
+
+class TestOneLogit:
+    """A single column of scores predicts class 1 above 0."""
+
+    scores = np.array([[0.5], [-0.5], [0.0], [2.0], [math.nan]], np.float32)
+    labels = np.array([1, 0, 0, 0, 1])
+
+    def test_accuracy(self):
+        assert metrics.accuracy(self.scores, self.labels) == 0.6
+        assert metrics.top_k_accuracy(self.scores, self.labels, k=1) == 0.6
+
+    def test_confusion_matrix(self):
+        matrix = metrics.confusion_matrix(self.scores, self.labels)
+        np.testing.assert_array_equal(matrix, [[2, 1], [0, 1]])
+
+
+class TestIgnoredLabels:
+    def test_count_neither_way(self):
+        labels = np.array([1, 2, 2, 0])
+        assert metrics.accuracy(SCORES, labels, ignore_index=2) == 1.0
+        assert metrics.accuracy(SCORES, labels, ignore_index=-1) == 0.75
+
+    def test_only_them(self):
+        with pytest.raises(ValueError, match="no labels that count"):
+            metrics.accuracy(SCORES, np.full(4, 7), ignore_index=7)

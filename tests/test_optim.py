@@ -1,14 +1,19 @@
 """Optimizers and clipping against PyTorch's stored float64 trajectories, and their errors."""
 
+import inspect
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import arraycnn as ac
 from arraycnn import optim
-from arraycnn.layers.layer import Parameter
+from arraycnn.backends.cpu import CpuBackend
+from arraycnn.optim.hyperparameters import Share
+from arraycnn.parameters import Parameter
 
 ORACLE = dict(np.load(Path(__file__).parent / "oracle" / "optim.npz"))
 CASES = [(n, *case) for n, case in enumerate(json.loads(str(ORACLE["cases"])))]
@@ -47,11 +52,12 @@ def kind(request):
 
 
 class TestAgainstPyTorch:
-    @pytest.mark.parametrize(("n", "name", "arguments"), CASES)
+    @pytest.mark.parametrize(("n", "name", "arguments", "groups"), CASES)
     @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-13), (np.float32, 2e-5)])
-    def test_trajectory(self, n, name, arguments, dtype, tolerance):
+    def test_trajectory(self, n, name, arguments, groups, dtype, tolerance):
         parameters = make_parameters(dtype)
-        optimizer = getattr(optim, name)(parameters, **arguments)
+        given = [{"params": [parameters[i] for i in chosen], **own} for chosen, own in groups]
+        optimizer = getattr(optim, name)(given or parameters, **arguments)
         for step in range(STEPS):
             if step == LR_CHANGE:
                 optimizer.lr *= LR_FACTOR
@@ -148,6 +154,60 @@ class TestStep:
         kind(parameters).zero_grad()
         assert all(p.grad is None for p in parameters)
 
+    def test_leaves_frozen_parameters_alone(self, kind):
+        parameters = make_parameters()
+        parameters[1].requires_grad = False
+        optimizer = kind(parameters)
+        run(optimizer, parameters, range(2, 5))
+        np.testing.assert_array_equal(parameters[1].data, ORACLE["start/1"])
+        assert optimizer.state_dict()["steps"] == [3, 0, 2]
+
+    @pytest.mark.parametrize(
+        ("spoil", "error", "match"),
+        [
+            (
+                lambda p: p.data.setflags(write=False),
+                ValueError,
+                "data of parameter 2 is read-only",
+            ),
+            (lambda p: setattr(p, "grad", [1.0]), TypeError, "gradient of parameter 2 must be a N"),
+            (lambda p: setattr(p, "data", p.data.astype("f4")), TypeError, "must be float32 like"),
+            (
+                lambda p: (setattr(p, "data", p.data[:1]), setattr(p, "grad", p.grad[:1])),
+                ValueError,
+                r"a parameter has the shape \(1, 3\) now, but its .* \(2, 3\)",
+            ),
+        ],
+    )
+    def test_what_cannot_be_updated_changes_nothing(self, kind, spoil, error, match):
+        parameters = make_parameters()
+        optimizer = kind(parameters)
+        run(optimizer, parameters, range(2))
+        before, data = optimizer.state_dict(), [p.data.copy() for p in parameters[:2]]
+        set_gradients(parameters, 2)
+        spoil(parameters[2])
+        if "shape" in match and not before["slots"]:
+            pytest.skip("keeps no slots")
+        with pytest.raises(error, match=match):
+            optimizer.step()
+        for parameter, old in zip(parameters, data, strict=False):
+            np.testing.assert_array_equal(parameter.data, old)
+        assert [state.steps for state in optimizer._states] == before["steps"]
+
+    def test_all_backends_that_own_the_array_are_heeded(self):
+        class Counting(CpuBackend):
+            calls = 0
+
+            def update_parameters(self, *arguments, **options):
+                self.calls += 1
+                super().update_parameters(*arguments, **options)
+
+        backend = Counting()
+        parameter = Parameter(np.ones(3), backend)
+        parameter.grad = np.ones(3)
+        optim.SGD([parameter], 0.1).step()
+        assert backend.calls == 1
+
 
 def assert_same_state(state, other):
     assert {k: state[k] for k in state if k != "slots"} == {
@@ -215,6 +275,30 @@ class TestState:
         optimizer.momentum = 0.5
         assert not optimizer.state_dict()["slots"]["velocity"][0].any()
 
+    def test_nesterov_without_momentum_is_refused_at_once(self):
+        optimizer = KINDS["momentum"](make_parameters())
+        with pytest.raises(ValueError, match="nesterov needs a momentum above 0"):
+            optimizer.momentum = 0.0
+        with pytest.raises(TypeError, match="nesterov must be True or False, got 'no'"):
+            optimizer.nesterov = "no"
+        optimizer.load_state_dict(optimizer.state_dict())
+        optimizer.nesterov = False
+        optimizer.momentum = 0.0
+        with pytest.raises(ValueError, match="nesterov needs"):
+            optimizer.nesterov = True
+        assert optimizer.hyperparameters["nesterov"] is False
+
+    def test_slots_that_are_missing_change_nothing(self):
+        parameters = make_parameters()
+        optimizer = KINDS["adam"](parameters)
+        run(optimizer, parameters, range(2, 3))
+        state = optimizer.state_dict()
+        optimizer.lr = 5.0
+        del state["slots"]["second_moment"][2]
+        with pytest.raises(ValueError, match=r"missing \[2\]"):
+            optimizer.load_state_dict(state)
+        assert optimizer.lr == 5.0
+
     @pytest.mark.parametrize(
         ("change", "error", "match"),
         [
@@ -253,6 +337,207 @@ class TestState:
         with pytest.raises(error, match=match):
             optimizer.load_state_dict(state)
         assert_same_state(optimizer.state_dict(), before)
+
+
+def make_groups(parameters):
+    return [
+        {"params": parameters[:1], "lr": 0.2},
+        {"params": iter(parameters[1:]), "weight_decay": 0.03, "momentum": 0.0},
+    ]
+
+
+class TestGroups:
+    def test_are_optimizers_of_their_own_to_the_bit(self, kind):
+        grouped, apart = make_parameters(np.float32), make_parameters(np.float32)
+        one = kind(grouped)
+        optimizer = type(one)(
+            [{"params": grouped[:1], "lr": 0.3}, {"params": grouped[1:], "weight_decay": 0.03}],
+            **one.hyperparameters,
+        )
+        both = kind(apart[:1]), kind(apart[1:])
+        both[0].lr, both[1].weight_decay = 0.3, 0.03
+        assert optimizer.parameters == grouped
+        for step in range(STEPS):
+            set_gradients(grouped, step, np.float32)
+            set_gradients(apart, step, np.float32)
+            optimizer.step()
+            for each in both:
+                each.step()
+        for parameter, other in zip(grouped, apart, strict=True):
+            np.testing.assert_array_equal(parameter.data, other.data)
+
+    def test_a_schedule_moves_all_groups(self):
+        optimizer = optim.SGD(make_groups(make_parameters()), lr=0.1, momentum=0.9)
+        optimizer.lr = 0.05
+        assert [group["lr"] for group in optimizer.groups] == [0.1, 0.05]
+        optimizer.lr = 0.0
+        optimizer.lr = 0.1
+        assert [group["lr"] for group in optimizer.groups] == [0.2, 0.1]
+        assert [group["momentum"] for group in optimizer.groups] == [0.9, 0.0]
+        assert repr(optimizer).startswith("SGD(3 parameters in 2 groups, lr=0.1, momentum=0.9")
+
+    @pytest.mark.parametrize("interrupted_at", [0, 1, 4])
+    def test_resume_bit_exactly(self, interrupted_at):
+        def make(lr=0.1, weight_decay=0.0):
+            parameters = make_parameters(np.float32)
+            groups = make_groups(parameters)
+            groups[1]["weight_decay"] += weight_decay
+            return parameters, optim.SGD(groups, lr=lr, momentum=0.9)
+
+        whole, optimizer = make()
+        run(optimizer, whole, range(STEPS), np.float32)
+        first, optimizer = make()
+        run(optimizer, first, range(interrupted_at), np.float32)
+        state = optimizer.state_dict()
+        state = {**json.loads(json.dumps({**state, "slots": None})), "slots": state["slots"]}
+        second, resumed = make(lr=0.7, weight_decay=0.5)
+        for parameter, other in zip(second, first, strict=True):
+            parameter.data = other.data.copy()
+        resumed.load_state_dict(state)
+        assert resumed.groups[1]["weight_decay"] == 0.03
+        run(resumed, second, range(interrupted_at, STEPS), np.float32)
+        for a, b in zip(whole, second, strict=True):
+            np.testing.assert_array_equal(a.data, b.data)
+
+    def test_state_of_other_groups_is_refused(self):
+        parameters = make_parameters()
+        plain = optim.SGD(parameters, 0.1)
+        grouped = optim.SGD(make_groups(parameters), 0.1)
+        other = optim.SGD([{"params": parameters[:2]}, {"params": parameters[2:]}], 0.1)
+        with pytest.raises(ValueError, match=r"missing \['groups', 'base_lr'\]"):
+            grouped.load_state_dict(plain.state_dict())
+        with pytest.raises(ValueError, match="state has 2 groups of parameters, but this optim"):
+            plain.load_state_dict(grouped.state_dict())
+        with pytest.raises(ValueError, match=r"groups of \[1, 2\] parameters, and this .*\[2, 1\]"):
+            other.load_state_dict(grouped.state_dict())
+
+    def test_one_group_without_anything_of_its_own_is_no_group(self):
+        state = optim.SGD([{"params": make_parameters()}], 0.1).state_dict()
+        assert list(state) == ["kind", "hyperparameters", "steps", "slots"]
+
+    def test_no_decay_of_biases_and_norms(self):
+        model = ac.Sequential(ac.Conv2d(1, 2, 3), ac.BatchNorm(2), ac.Flatten(), ac.Dense(8, 2))
+        optimizer = optim.AdamW(optim.decay_groups(model.parameters()), weight_decay=0.1)
+        decays = {
+            name: group["weight_decay"]
+            for name, parameter in model.named_parameters()
+            for group in optimizer.groups
+            if any(parameter is one for one in group["params"])
+        }
+        assert decays == {
+            "0.weight": 0.1, "0.bias": 0.0, "1.weight": 0.0, "1.bias": 0.0, "3.weight": 0.1,
+            "3.bias": 0.0,
+        }  # fmt: skip
+        assert len(optim.decay_groups(model.layers[1].parameters())) == 1
+
+    @pytest.mark.parametrize(
+        ("change", "error", "match"),
+        [
+            ({"learning_rate": 1.0}, ValueError, r"parameters\[1\] has unknown keys \['learning"),
+            ({"lr": -1}, ValueError, r"parameters\[1\]\['lr'\] must be a finite number"),
+            ({"nesterov": 1}, TypeError, r"parameters\[1\]\['nesterov'\] must be True or False"),
+            ({"nesterov": True}, ValueError, r"parameters\[1\]: nesterov needs a momentum"),
+            ({"params": []}, ValueError, r"parameters\[1\]\['params'\] is empty"),
+            ({"params": 3}, TypeError, r"parameters\[1\]\['params'\] must be a list of Param"),
+            ({"params": [3]}, TypeError, r"parameters\[1\]\['params'\]\[0\] must be a Parameter"),
+        ],
+    )
+    def test_wrong_group(self, change, error, match):
+        first, second = make_groups(make_parameters())
+        with pytest.raises(error, match=match):
+            optim.SGD([first, {**second, **change}], lr=0.1, momentum=0.9)
+
+    def test_wrong_groups(self):
+        parameters = make_parameters()
+        group = {"params": parameters}
+        twice = (
+            r"parameters\[1\]\['params'\]\[0\] is the same Parameter as .*\[0\]\['params'\]\[1\]"
+        )
+        with pytest.raises(ValueError, match=twice):
+            optim.SGD([group, {"params": parameters[1:2]}], lr=0.1)
+        with pytest.raises(ValueError, match=r"parameters\[0\] must have the key 'params'"):
+            optim.SGD([{"parameters": parameters}], lr=0.1)
+        with pytest.raises(TypeError, match=r"got one dict; pass \[group\]"):
+            optim.SGD(group, lr=0.1)
+        with pytest.raises(TypeError, match=r"parameters\[1\] must be a group"):
+            optim.SGD([group, Parameter(np.ones(1))], lr=0.1)
+        with pytest.raises(
+            ValueError, match=r"lr must be above 0, got 0.0: parameters\[0\] has an"
+        ):
+            optim.SGD([{**group, "lr": 0.1}], lr=0.0)
+
+    def test_assignment_that_does_not_go_with_a_group(self):
+        first, second = make_groups(make_parameters())
+        optimizer = optim.SGD([{**first, "nesterov": True}, second], lr=0.1, momentum=0.9)
+        with pytest.raises(ValueError, match=r"parameters\[0\]: nesterov needs a momentum"):
+            optimizer.momentum = 0.0
+        assert optimizer.momentum == 0.9
+
+
+class TestRules:
+    def test_of_ones_own(self, backend):
+        @dataclass(eq=False, repr=False)
+        class Heavy(optim.Optimizer):
+            decay: Share = 0.5
+
+            @staticmethod
+            def slots(**_):
+                return {"average": 1.0}
+
+            @staticmethod
+            def update(xp, p, g, average, *, step, lr, decay):
+                average *= decay
+                p -= lr * step * xp.sign(g) * average
+
+        parameter = Parameter(backend.asarray(np.ones(100_000)))
+        optimizer = Heavy([parameter], 0.1)
+        for _ in range(2):
+            parameter.grad = backend.asarray(np.full(100_000, 3.0))
+            optimizer.step()
+        expected = 1 - 0.1 * 0.5 - 0.2 * 0.25
+        np.testing.assert_allclose(backend.to_numpy(parameter.data), expected, rtol=1e-14)
+        assert repr(optimizer) == "Heavy(1 parameters, lr=0.1, decay=0.5)"
+        with pytest.raises(ValueError, match=r"decay must be a finite number .*below 1"):
+            optimizer.decay = 1.0
+
+    def test_rule_of_whole_arrays_is_not_given_pieces(self, backend):
+        @dataclass(eq=False, repr=False)
+        class Normed(optim.Optimizer):
+            @staticmethod
+            def update(xp, p, g, *, step, lr):
+                p -= lr * g / xp.sqrt(xp.sum(g * g))
+
+        parameter = Parameter(backend.asarray(np.zeros(1 << 18)))
+        parameter.grad = backend.asarray(np.ones(1 << 18))
+        Normed([parameter], 1.0).step()
+        np.testing.assert_allclose(backend.to_numpy(parameter.data), -1 / 512, rtol=1e-12)
+
+    def test_field_of_any_other_type_is_taken_as_it_is(self):
+        @dataclass(eq=False, repr=False)
+        class Named(optim.Optimizer):
+            mode: str = "plain"
+
+            @staticmethod
+            def update(xp, p, g, *, step, lr, mode):
+                assert mode == "fancy"
+
+        parameter = Parameter(np.ones(1))
+        parameter.grad = np.ones(1)
+        Named([parameter], 0.1, "fancy").step()
+
+    @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad"])
+    def test_signature_is_visible(self, name):
+        signature = inspect.signature(getattr(optim, name))
+        kinds = [p.kind for p in signature.parameters.values()]
+        assert list(signature.parameters)[:2] == ["parameters", "lr"]
+        assert kinds[:2] == [inspect.Parameter.POSITIONAL_OR_KEYWORD] * 2
+        assert set(kinds[2:]) == {inspect.Parameter.KEYWORD_ONLY}
+        hyperparameters = getattr(optim, name)(make_parameters(), lr=0.1).hyperparameters
+        assert list(hyperparameters) == list(signature.parameters)[1:]
+
+    def test_parameters_cannot_be_replaced(self):
+        with pytest.raises(AttributeError):
+            optim.SGD(make_parameters(), 0.1).parameters = []
 
 
 class TestArguments:

@@ -543,7 +543,8 @@ class Counting(CpuBackend):
 
 
 COUNTED = {
-    "convolution", "global_sum_pool", "sum_pool", "softmax_cross_entropy", "sgd_update", "erf",
+    "convolution", "global_sum_pool", "sum_pool", "softmax_cross_entropy", "update_parameters",
+    "erf",
 }  # fmt: skip
 
 for _name in COUNTED:

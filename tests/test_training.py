@@ -11,10 +11,10 @@ import pytest
 
 import arraycnn as ac
 from arraycnn import functional as F
+from arraycnn.interrupts import interrupt_calls
 from arraycnn.optim import SGD, Adam
 from arraycnn.schedules import Cosine
 from arraycnn.training import Callback, Trainer, TrainingDivergedError
-from arraycnn.training.interrupts import interrupt_calls
 
 COUNT, CLASSES = 22, 3
 

@@ -88,12 +88,9 @@ PRIMITIVES: dict[str, dict[str, str]] = {
         "softmax_cross_entropy": "logits (N, classes, *S), labels (N, *S) → loss, δlogits",
         "check_labels": "refuse labels that are no class",
     },
-    # In place, on lists of arrays; override to update all of them in one go.
+    # In place; override to apply a rule to all parameters in one go.
     "updates": {
-        "sgd_update": "stochastic gradient descent with momentum",
-        "adam_update": "Adam and AdamW",
-        "rmsprop_update": "RMSprop",
-        "adagrad_update": "Adagrad",
+        "update_parameters": "an optimizer's rule, applied to each (parameter, gradient, *slots)",
     },
 }
 

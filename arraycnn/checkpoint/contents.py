@@ -45,6 +45,9 @@ _OPTIMIZER_FIELDS: dict[str, tuple[type, ...]] = {
     "steps": (list,),
     "slots": (list,),
 }
+# Of an optimizer with groups of parameters, in the order of its parameters.
+_GROUPS_FIELDS: dict[str, tuple[type, ...]] = {"groups": (list,), "base_lr": (int, float)}
+_GROUP_FIELDS: dict[str, tuple[type, ...]] = {"parameters": (int,), "hyperparameters": (dict,)}
 
 
 def tensors_of(model: Layer) -> dict[str, Variable]:
@@ -112,8 +115,8 @@ def parameter_names(model: Layer, optimizer: Optimizer) -> list[str]:
     strangers = [i for i, p in enumerate(optimizer.parameters) if id(p) not in names]
     if strangers:
         raise ValueError(
-            f"optimizer has parameters that model does not have (numbers {strangers}); save it "
-            "with the model that it was made for"
+            f"optimizer has parameters that model does not have (numbers {strangers}); make it "
+            "of the parameters of this model"
         )
     return [names[id(parameter)] for parameter in optimizer.parameters]
 
@@ -151,6 +154,8 @@ def metadata_of(
             "steps": optimizer_state["steps"],
             "slots": list(optimizer_state["slots"]),
         }
+        for name in _GROUPS_FIELDS.keys() & optimizer_state.keys():
+            optimizer_data[name] = plain(optimizer_state[name], name)
     ties = ties_of(model)
     return {
         "format": FORMAT,
@@ -286,7 +291,8 @@ def _check_index(where: str, name: str, value: Any) -> None:
 
 def _check_optimizer(optimizer: dict[str, Any], params: Mapping[str, Any]) -> None:
     where = "meta: optimizer"
-    _check_fields(where, optimizer, _OPTIMIZER_FIELDS)
+    grouped = "groups" in optimizer
+    _check_fields(where, optimizer, _OPTIMIZER_FIELDS | (_GROUPS_FIELDS if grouped else {}))
     names, steps, slots = optimizer["parameters"], optimizer["steps"], optimizer["slots"]
     if not all(isinstance(name, str) and name in params for name in names):
         raise CheckpointError(f"{where}: parameters must be names of params, got {names!r:.200}")
@@ -298,3 +304,13 @@ def _check_optimizer(optimizer: dict[str, Any], params: Mapping[str, Any]) -> No
         raise CheckpointError(f"{where}: slots must be up to 16 names, got {slots!r:.200}")
     if len(set(slots)) != len(slots):
         raise CheckpointError(f"{where}: a slot is listed twice")
+    if grouped:
+        for i, group in enumerate(optimizer["groups"]):
+            if not isinstance(group, dict):
+                raise CheckpointError(f"{where}: groups[{i}] must be an object, got {group!r:.80}")
+            _check_fields(f"{where}: groups[{i}]", group, _GROUP_FIELDS)
+        sizes = [group["parameters"] for group in optimizer["groups"]]
+        if not all(size > 0 for size in sizes) or sum(sizes) != len(names):
+            raise CheckpointError(
+                f"{where}: groups must share out {len(names)} parameters, got {sizes!r:.200}"
+            )

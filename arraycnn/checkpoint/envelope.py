@@ -7,8 +7,7 @@ bytes 0..511   89 41 43 4E 4E 0D 0A 0A | u32 version | u32 0 | u64 length of the
 import hashlib
 import os
 import struct
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from arraycnn.arrays import Array
+from arraycnn.background import Worker
 from arraycnn.checkpoint.stream import Source
 from arraycnn.errors import CheckpointDamagedError, CheckpointError
 from arraycnn.files import PathLike, open_regular
@@ -29,25 +29,33 @@ CHUNK = 1 << 20  # read and hashed while in the processor's cache
 _FIELDS = struct.Struct("<8sIIQ32s")
 
 
-def seal(descriptor: int, pieces: Iterable[tuple[int, Array]] = ()) -> None:
+def seal(
+    descriptor: int,
+    pieces: Iterable[tuple[int, Array]] = (),
+    between: Callable[[], None] = lambda: None,
+) -> None:
     """Write (offset, bytes) pieces of the HDF5 part, and the user block of the then complete file.
 
-    One thread writes and forces to the disk what the other one hashes.
+    One thread writes and forces to the disk what the other one hashes; ``between`` is called from
+    time to time.
     """
     size = os.fstat(descriptor).st_size
     ordered = [(offset, memoryview(data)) for offset, data in sorted(pieces, key=itemgetter(0))]
     state = hashlib.sha256()
     position = USER_BLOCK
-    with ThreadPoolExecutor(1) as pool:
-        writes = [pool.submit(_write, descriptor, data, offset) for offset, data in ordered]
-        writes.append(pool.submit(os.fsync, descriptor))
+    with Worker() as writer:
+        for offset, data in ordered:
+            writer.submit(_write, descriptor, data, offset)
+        writer.submit(os.fsync, descriptor)
         for offset, data in ordered:
             _hash(state, descriptor, position, offset)
             state.update(data)
             position = offset + len(data)
+            between()
         _hash(state, descriptor, position, size)
-        for write in writes:
-            write.result()
+        for _ in range(len(ordered) + 1):
+            writer.result()
+            between()
     fields = _FIELDS.pack(MAGIC, VERSION, 0, size - USER_BLOCK, state.digest())
     _write(descriptor, memoryview(fields.ljust(USER_BLOCK, b"\0")), 0)
 
@@ -124,15 +132,13 @@ def _digest(descriptor: int, size: int, memory: Array | None) -> bytes:
         _hash(state, descriptor, USER_BLOCK, size)
         return state.digest()
     whole = memoryview(memory)
-    with ThreadPoolExecutor(1) as pool:  # reads ahead while this thread computes
+    with Worker() as reader:  # reads ahead while this thread computes
         starts = range(USER_BLOCK, size, CHUNK)
-        chunks = [whole[start : start + CHUNK] for start in starts]
-        reads = [
-            pool.submit(_read_exactly, descriptor, *c) for c in zip(chunks, starts, strict=True)
-        ]
-        for chunk, reading in zip(chunks, reads, strict=True):
-            reading.result()
-            state.update(chunk)
+        for start in starts:
+            reader.submit(_read_exactly, descriptor, whole[start : start + CHUNK], start)
+        for start in starts:
+            reader.result()
+            state.update(whole[start : start + CHUNK])
     return state.digest()
 
 

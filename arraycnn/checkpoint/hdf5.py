@@ -5,7 +5,9 @@ the paths that are expected and no others: the datasets that `write_structure` w
 links, contiguous, unfiltered, inside the file, of exactly the expected type and shape.
 """
 
+import atexit
 import math
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -84,6 +86,14 @@ def write_structure(descriptor: int, entries: Iterable[Entry]) -> list[int | Non
     if problem is not None:
         raise OSError(f"HDF5 cannot write the file: {problem}")
     return offsets
+
+
+@atexit.register
+def _end_h5py() -> None:
+    """Do what h5py registers for the end: in vain where a program's end is what imports it."""
+    end = getattr(sys.modules.get("h5py"), "_unregister_converters", None)
+    if end is not None:
+        end()  # may be called twice; left out, the process crashes
 
 
 class Tree:

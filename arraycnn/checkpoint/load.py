@@ -1,8 +1,9 @@
 """Loading a checkpoint: into a model and an optimizer, or as a new model."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from arraycnn.checkpoint.metadata import MAX_BYTES, plain
 from arraycnn.checkpoint.save import Positioned
 from arraycnn.errors import CheckpointError
 from arraycnn.files import PathLike
+from arraycnn.interrupts import held_signals
 from arraycnn.layers.layer import Layer, RandomLayer
 from arraycnn.optim import Optimizer
 from arraycnn.parameters import Variable
@@ -51,7 +53,8 @@ def load_checkpoint(
     Args:
         model: of the same parameters and buffers: names, shapes, dtypes.
         optimizer: of the same kind, over the same parameters; takes over the hyper-parameters too.
-        schedule: must equal the saved one. loader: moved to the saved position.
+        schedule: must equal the saved one; of a function of your own, and of a warm-up to one, only
+            the name is compared. loader: moved to the saved position.
         backend: where to move the model; None leaves it where it is. The file does not depend on
             the backend that saved it.
 
@@ -87,16 +90,17 @@ def load_checkpoint(
             _check_schedule(schedule, meta["schedule"])
         if loader is not None:
             _try_loader(loader, meta["loader"])
-        if optimizer is not None:
-            _load_optimizer(optimizer, model, meta, moments)
-    # From here on nothing can fail.
-    if loader is not None:
-        loader.load_state_dict(meta["loader"])
-    if target is not None:
-        model.to(target)
-    for name, array in fresh.items():
-        tensors[name].data[...] = array
-    model.load_random_state(meta["random"])
+        load_optimizer = _optimizer_load(optimizer, model, meta, moments)
+        _check_writable(tensors)
+        with held_signals():
+            if loader is not None:
+                _move(loader, meta["loader"])
+            if target is not None:
+                model.to(target)
+            for name, array in fresh.items():
+                tensors[name].data[...] = array
+            load_optimizer()
+            model.load_random_state(meta["random"])
     return info
 
 
@@ -207,41 +211,73 @@ def _check_schedule(schedule: Schedule, stored: Any) -> None:
         )
 
 
+def _check_writable(tensors: Mapping[str, Variable]) -> None:
+    for name, tensor in tensors.items():
+        if not getattr(getattr(tensor.data, "flags", None), "writeable", True):
+            raise CheckpointError(
+                f"{name} of the model is read-only; give it a copy: .data = .data.copy()"
+            )
+
+
 def _try_loader(loader: Positioned, state: Any) -> None:
     if state is None:
         raise CheckpointError("no position of a loader was saved; load without loader")
+    _move(copy.copy(loader), state)
+
+
+def _move(loader: Positioned, state: Any) -> None:
     try:
-        copy.copy(loader).load_state_dict(state)
+        loader.load_state_dict(state)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"loader: {error!s:.200}") from error
+    except Exception as error:  # the loader may be the user's
+        raise CheckpointError(f"loader: {type(error).__name__}: {error!s:.200}") from error
 
 
-def _load_optimizer(
-    optimizer: Optimizer,
+def _optimizer_load(
+    optimizer: Optimizer | None,
     model: Layer,
     meta: Mapping[str, Any],
     slots: Iterable[tuple[str, str, Array]],
-) -> None:
+) -> Callable[[], None]:
+    """Check all that concerns the optimizer; returns a function that loads it and cannot fail."""
+    if optimizer is None:
+        return lambda: None
     stored = meta["optimizer"]
     if stored is None:
         raise CheckpointError("no optimizer was saved; load without optimizer")
-    names = parameter_names(model, optimizer)
+    try:
+        names = parameter_names(model, optimizer)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
     if set(names) != set(stored["parameters"]):
         differing = sorted(set(names) ^ set(stored["parameters"]))
         raise CheckpointError(
             f"the optimizers of file and model differ in the parameters {listed(differing)}"
         )
-    steps = dict(zip(stored["parameters"], stored["steps"], strict=True))
+    indices = {name: index for index, name in enumerate(names)}
     arrays: dict[str, dict[int, Array]] = {slot: {} for slot in stored["slots"]}
     for slot, name, array in slots:
-        arrays[slot][names.index(name)] = array
-    state = {
-        "kind": stored["kind"],
-        "hyperparameters": stored["hyperparameters"],
-        "steps": [steps[name] for name in names],
-        "slots": arrays,
-    }
+        arrays[slot][indices[name]] = array
+    steps = dict(zip(stored["parameters"], stored["steps"], strict=True))
+    state = {**stored, "steps": [steps[name] for name in names], "slots": arrays}
+    del state["parameters"]
     try:
-        optimizer.load_state_dict(state)
-    except (TypeError, ValueError) as error:
+        commit = optimizer.prepare_load(state)
+    except (TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"optimizer: {error!s:.500}") from error
+    _check_groups(names, stored)
+    return commit
+
+
+def _check_groups(names: Iterable[str], stored: Mapping[str, Any]) -> None:
+    """Refuse groups that have as many parameters as the saved ones, but others."""
+    ours, theirs = iter(names), iter(stored["parameters"])
+    for i, group in enumerate(stored.get("groups", ())):
+        here = set(islice(ours, group["parameters"]))
+        saved = set(islice(theirs, group["parameters"]))
+        if here != saved:
+            raise CheckpointError(
+                f"group {i} of the optimizer has the parameters {listed(sorted(here))}, and in the "
+                f"file {listed(sorted(saved))}; give it the groups that were saved"
+            )

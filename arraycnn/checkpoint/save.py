@@ -11,6 +11,7 @@ from arraycnn.checkpoint.envelope import seal
 from arraycnn.checkpoint.hdf5 import Entry, write_structure
 from arraycnn.checkpoint.metadata import encode
 from arraycnn.files import PathLike, atomic_file
+from arraycnn.interrupts import held_signals
 from arraycnn.layers.layer import Layer
 from arraycnn.optim import Optimizer
 from arraycnn.schedules import Schedule
@@ -67,10 +68,11 @@ def save_checkpoint(
     )
     text = encode(meta)
     arrays = dict(_arrays(text, model, meta, state))
-    with atomic_file(path) as descriptor:
+    with held_signals() as handle, atomic_file(path) as descriptor:
         offsets = write_structure(descriptor, arrays)
+        handle()
         pieces = zip(offsets, arrays.values(), strict=True)
-        seal(descriptor, [(at, _bytes(array)) for at, array in pieces if at is not None])
+        seal(descriptor, [(at, _bytes(array)) for at, array in pieces if at is not None], handle)
 
 
 def _arrays(

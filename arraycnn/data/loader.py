@@ -1,13 +1,13 @@
 """Batches of images and labels, in an order that is a function of the seed and the epoch alone."""
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from arraycnn.arguments import as_count
 from arraycnn.arrays import Array
+from arraycnn.background import Worker
 from arraycnn.data.augment import Transform
 
 
@@ -160,24 +160,22 @@ class DataLoader:
         """The batches of an epoch from the ``first`` one on."""
         count = len(self.images)
         order = self._rng(epoch).permutation(count) if self.shuffle else np.arange(count)
-        if not self.prefetch:
+        if not self.prefetch or first == len(self):
             for index in range(first, len(self)):
                 yield self._batch(order, epoch, index)
             return
-        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="arraycnn-prefetch")
+        worker = Worker()
         try:
-            pending = None
+            worker.submit(self._batch, order, epoch, first)
             for index in range(first, len(self)):
-                if pending is None:
-                    pending = pool.submit(self._batch, order, epoch, index)
-                batch = pending.result()
+                batch = worker.result()
                 if index + 1 < len(self):
-                    pending = pool.submit(self._batch, order, epoch, index + 1)
+                    worker.submit(self._batch, order, epoch, index + 1)
                 yield batch
         finally:
             # Also when the loop was left early. Not waiting: the garbage collector may run this
             # in the worker itself, and the worker ends with the batch it is at.
-            pool.shutdown(wait=False, cancel_futures=True)
+            worker.close()
 
     def _batch(self, order: Array, epoch: int, index: int) -> tuple[Array, Array]:
         chosen = order[index * self.batch_size : (index + 1) * self.batch_size]

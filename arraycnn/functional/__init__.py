@@ -50,6 +50,7 @@ from arraycnn.functional.dense import (
     dense_grad,
 )
 from arraycnn.functional.loss import (
+    LossValue,
     binary_cross_entropy_with_logits,
     mse_loss,
     softmax_cross_entropy,
@@ -82,6 +83,7 @@ from arraycnn.functional.pooling import (
 )
 
 __all__ = [
+    "LossValue",
     "adaptive_avg_pool2d",
     "adaptive_avg_pool2d_grad",
     "adaptive_max_pool2d",

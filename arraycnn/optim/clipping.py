@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from arraycnn.arguments import as_real
 from arraycnn.arrays import Array
 from arraycnn.backends import backend_of
-from arraycnn.optim.optimizer import parameter_list
+from arraycnn.optim.groups import parameter_list
 from arraycnn.parameters import Parameter
+
+SMALL = 1 << 16  # elements: gradients up to here are cheaper copied together than asked singly
 
 
 def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
@@ -50,6 +53,26 @@ def clip_grad_value(parameters: Iterable[Parameter], max_value: float) -> None:
     xp = backend_of(*(grad for _, grad in active)).xp
     for parameter, grad in active:
         parameter.grad = xp.asarray(xp.clip(grad, -max_value, max_value))
+
+
+def gradient_square(parameters: Iterable[Parameter], *, exact: bool) -> Any:
+    """The sum of the squares of all gradients, to see whether they are finite.
+
+    Args:
+        exact: leave the number on the device, computed so that no finite gradient overflows; else
+            that is looked at, and computed again where it must be.
+    """
+    rows: list[Array] = []
+    small: list[Array] = []
+    for parameter in parameters:
+        if parameter.grad is not None:
+            (small if parameter.grad.size <= SMALL else rows).append(parameter.grad.reshape(-1))
+    if small:
+        rows.append(backend_of(small[0]).xp.concatenate(small))
+    with np.errstate(all="ignore"):
+        if not exact and math.isfinite(square := float(sum([row.dot(row) for row in rows]))):
+            return square
+        return sum([row.dot(row) for row in [row.astype(np.float64) for row in rows]])
 
 
 def _with_gradients(parameters: Iterable[Parameter]) -> list[tuple[Parameter, Array]]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from arraycnn.arrays import Array
+from arraycnn.backends.reference import updates
 from arraycnn.backends.reference.backend import ReferenceBackend
 from arraycnn.geometry import Window, conv_window, pool_window
 
@@ -57,6 +58,8 @@ def _shown(argument: Any) -> str:
         return "window {} {}, stride {}, padding {}, dilation {}".format(
             *parts, argument.padding, argument.dilation
         )
+    if callable(argument):
+        return str(getattr(argument, "__name__", argument))
     return f"array {argument.shape}" if isinstance(argument, np.ndarray) else repr(argument)
 
 
@@ -77,12 +80,14 @@ def cases() -> dict[str, list[Case]]:
     for name, *arguments in _convolution_calls(window, 2, 5, "auto"):
         for limit in LIMITS:
             _add(found, name, arguments, REAL[:2], limit)
-    for name, slots, options in _UPDATES:
+    for rule, slots, options in UPDATES:
         rng = np.random.default_rng(0)
         shapes = (3, 4), (5,), (), (0, 2), (2, 3, 2, 2), (300, 500)
-        lists = [[rng.random(shape) + 0.1 for shape in shapes] for _ in range(2 + slots)]
-        lists = [[np.asarray(array) for array in arrays] for arrays in lists]
-        found.setdefault(name, []).append(Case(name, tuple(lists), options, REAL[:2], None))
+        arrays = [
+            tuple(np.asarray(rng.random(shape) + 0.1) for _ in range(2 + slots)) for shape in shapes
+        ]
+        case = Case("update_parameters", (rule, arrays), {"step": 3, **options}, REAL[:2], None)
+        found.setdefault(case.primitive, []).append(case)
     return found
 
 
@@ -122,18 +127,17 @@ _POOLS: list[dict[str, Any]] = [
     {"input_size": (4, 5, 4), "kernel_size": (2, 2, 2), "stride": (2, 1, 2), "padding": 1},
     {"input_size": (18, 20), "kernel_size": (17, 16), "stride": 1, "padding": 1},  # 272 taps
 ]
-_UPDATES: list[tuple[str, int, dict[str, Any]]] = [
-    ("sgd_update", 1, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
-    ("sgd_update", 1, {"lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0}),
-    ("adam_update", 2, {"step": 3, "lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8,
-                        "weight_decay": 0.01, "decoupled": True}),
-    ("adam_update", 2, {"step": 1, "lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8,
-                        "weight_decay": 0.01, "decoupled": False}),
-    ("rmsprop_update", 2, {"lr": 0.1, "alpha": 0.9, "eps": 1e-8, "momentum": 0.9,
-                           "weight_decay": 0.01}),
-    ("adagrad_update", 1, {"step": 3, "lr": 0.1, "lr_decay": 0.1, "eps": 1e-8,
-                           "weight_decay": 0.01}),
-]  # fmt: skip
+_DECAYS = {"lr": 0.1, "weight_decay": 0.01}
+_ADAM = {"betas": (0.9, 0.99), "eps": 1e-8}
+UPDATES: list[tuple[Any, int, dict[str, Any]]] = [  # rules, their numbers of slots, and options
+    (updates.sgd, 0, {**_DECAYS, "momentum": 0.0, "nesterov": False}),
+    (updates.sgd, 1, {**_DECAYS, "momentum": 0.9, "nesterov": False}),
+    (updates.sgd, 1, {**_DECAYS, "momentum": 0.9, "nesterov": True}),
+    (updates.adam, 2, {**_DECAYS, **_ADAM}),
+    (updates.adamw, 2, {**_DECAYS, **_ADAM}),
+    (updates.rmsprop, 2, {**_DECAYS, "alpha": 0.9, "eps": 1e-8, "momentum": 0.9}),
+    (updates.adagrad, 1, {**_DECAYS, "lr_decay": 0.1, "eps": 1e-8}),
+]
 
 
 def _memory(batch: int) -> Iterator[Call]:

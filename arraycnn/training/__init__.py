@@ -2,12 +2,16 @@
 
 from arraycnn.training.callbacks import Checkpoints, load_last
 from arraycnn.training.captured import CapturedStep
-from arraycnn.training.trainer import Callback, Trainer, TrainingDivergedError
+from arraycnn.training.divergence import TrainingDivergedError
+from arraycnn.training.step import EagerStep, Step
+from arraycnn.training.trainer import Callback, Trainer
 
 __all__ = [
     "Callback",
     "CapturedStep",
     "Checkpoints",
+    "EagerStep",
+    "Step",
     "Trainer",
     "TrainingDivergedError",
     "load_last",

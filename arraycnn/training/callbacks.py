@@ -1,5 +1,6 @@
 """Checkpoints during training: the last few and the best, and going on from the last."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -92,4 +93,4 @@ def _rank(record: dict[str, Any]) -> tuple[float, float]:
     """The smaller the better."""
     accuracy, loss = record["test_accuracy"], record["test_loss"]
     loss = record["train_loss"] if loss is None else loss
-    return (0.0 if accuracy is None else -accuracy, loss)
+    return (0.0 if accuracy is None else -accuracy, math.inf if loss is None else loss)

@@ -1,45 +1,32 @@
 """The training loop: epochs, evaluation, learning rate, history, and stopping in good order."""
 
-import copy
+import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
-from itertools import islice
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import Any
 
 from arraycnn import functional as F
 from arraycnn.arguments import as_count, as_real
 from arraycnn.arrays import Array
+from arraycnn.backends import Backend
 from arraycnn.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from arraycnn.files import PathLike
-from arraycnn.layers.layer import Layer, backward_to_parameters
+from arraycnn.interrupts import interrupt_calls
+from arraycnn.layers.layer import Layer
 from arraycnn.optim import Optimizer, clip_grad_norm
-from arraycnn.registry import preferred
+from arraycnn.optim.clipping import gradient_square
 from arraycnn.schedules import Schedule
+from arraycnn.training.arguments import Batches, as_batches, check_functions, check_model
 from arraycnn.training.captured import CapturedStep
-from arraycnn.training.interrupts import interrupt_calls
-from arraycnn.training.totals import LossNotFinite, Totals
-
-Batches: TypeAlias = Iterable[tuple[Array, Array]]
-Loss: TypeAlias = Callable[[Array, Array], tuple[Array, Array]]
-
-
-class TrainingDivergedError(RuntimeError):
-    """A loss became NaN or infinite.
-
-    Attributes:
-        epoch, step: the epoch and the update, both counted from 1.
-        loss: the loss there. last_loss: the last finite training loss, or None.
-    """
-
-    def __init__(
-        self, message: str, *, epoch: int, step: int, loss: float, last_loss: float | None
-    ) -> None:
-        super().__init__(message)
-        self.epoch = epoch
-        self.step = step
-        self.loss = loss
-        self.last_loss = last_loss
+from arraycnn.training.divergence import TrainingDivergedError, diverged
+from arraycnn.training.freezing import frozen
+from arraycnn.training.progress import Progress
+from arraycnn.training.source import Source
+from arraycnn.training.step import EagerStep, Loss, Step, checked_loss, evaluation
+from arraycnn.training.totals import Figures, Totals, figures_of
+from arraycnn.training.work import Work
 
 
 class Callback:
@@ -58,27 +45,40 @@ class Callback:
         """Called when `Trainer.fit` ends between two updates: not after an error."""
 
 
+_FUNCTIONS = {
+    "step": "(inputs, targets)",
+    "schedule": "the step, for a fixed rate set the optimizer's lr,",
+}
+
+
 class Trainer:
-    """Trains a model on batches of (images, labels) and keeps the history.
+    """Trains a model on batches of (inputs, targets) and keeps the history.
 
     Args:
-        model: the network. optimizer: of its parameters (those left out are frozen).
-        loss: ``loss(logits, labels) -> (mean loss of the batch, grad_logits)``.
+        model: the network; one with several inputs gets them as a tuple in the place of inputs.
+        optimizer: of its parameters. Those left out are frozen: no gradients, and layers of which
+            all are left out act as in inference, batch norm and dropout too.
+        loss: ``loss(outputs, targets) -> (mean loss of the batch, grad_outputs)``; as a
+            `functional.LossValue`, where the mean is not over all targets. None is that of
+            ``step``, or `functional.softmax_cross_entropy`.
+        step: ``step(inputs, targets) -> (loss, outputs)``, leaves gradients in the parameters;
+            None is `EagerStep(model, loss)`.
         schedule: ``schedule(step) -> lr``, asked before each update; None leaves the optimizer's.
         callbacks: `Callback` objects, called in this order.
         clip_norm: limit of the gradients' norm, see `clip_grad_norm`; None for no limit.
-        check_every: look at the losses after this many updates. Looking waits for the device: on
-            a GPU a larger number is faster, and notices a NaN later.
-        graph: replay forward, loss and backward as a CUDA graph, see `graphs.CapturedStep`; only
-            for models on a CUDA backend.
+        check_every: look at the losses and gradient norms after this many updates. Looking waits
+            for the device: on a GPU a larger number is faster, and notices a NaN later.
+        graph: short for ``step=CapturedStep(model, loss)``: replay forward, loss and backward as a
+            CUDA graph.
 
     Attributes:
         epoch: epochs done. step: updates done, over all epochs. batch: updates in this epoch.
         history: one dict for each epoch with ``epoch``, ``step``, ``lr`` (of its last update),
             ``train_loss``, ``train_accuracy``, ``test_loss``, ``test_accuracy`` and ``seconds``
             (with evaluation and callbacks); JSON-able. The training figures are means over the
-            batches as they were trained on, weighted by their numbers of labels. Accuracies are
-            None where labels are not class indices, test figures where there is no test data.
+            batches as they were trained on; all means are over what the loss counts, so that they
+            do not depend on the batch size. Accuracies leave out labels that the loss ignores, and
+            are None where targets are not class indices; test figures where there is no test data.
         interrupted: whether the last `fit` was ended by Ctrl-C or SIGTERM. signal: by which.
 
     Raises:
@@ -93,14 +93,20 @@ class Trainer:
         model: Layer,
         optimizer: Optimizer,
         *,
-        loss: Loss = F.softmax_cross_entropy,
+        loss: Loss | None = None,
+        step: Step | None = None,
         schedule: Schedule | None = None,
         callbacks: Iterable[Callback] = (),
         clip_norm: float | None = None,
         check_every: int = 1,
         graph: bool = False,
     ) -> None:
-        _check_arguments(model, optimizer, loss, schedule)
+        check_model(model, optimizer)
+        check_functions(step=step, schedule=schedule)
+        if graph and step is not None:
+            raise ValueError("graph=True makes a step of its own; leave it out, or step")
+        loss = loss or getattr(step, "loss", None) or F.softmax_cross_entropy
+        self._step: Any = step or (CapturedStep if graph else EagerStep)(model, loss)
         self.model = model
         self.optimizer = optimizer
         self.loss = loss
@@ -110,23 +116,47 @@ class Trainer:
             None if clip_norm is None else as_real("clip_norm", clip_norm, positive=True)
         )
         self.check_every = as_count("check_every", check_every)
-        self._captured = CapturedStep(model, loss) if graph else None
-        self.epoch = self.step = self.batch = 0
-        self.history: list[dict[str, Any]] = []
         self.interrupted = False
         self.signal: signal.Signals | None = None
+        self._progress = Progress()
+        self._rest: Callable[[bool], None] = _nothing  # see `frozen`
         self._stopping = False
-        self._totals = Totals()  # of this epoch
-        self._seconds = 0.0  # of this epoch, up to _clock
         self._clock = 0.0
-        self._loader_state: Any = None  # after the last update
-        self._move_loader = False  # the next fit starts where _loader_state says
+        self._move_loader = False  # the next fit starts where the progress says
+
+    @property
+    def loss(self) -> Loss:
+        """The loss of training and evaluation; may be assigned."""
+        return self._loss
+
+    @loss.setter
+    def loss(self, loss: Loss) -> None:
+        check_functions(loss=loss)
+        self._loss = loss
+        if hasattr(self._step, "loss"):
+            self._step.loss = loss
+
+    @property
+    def epoch(self) -> int:
+        return self._progress.epoch
+
+    @property
+    def step(self) -> int:
+        return self._progress.step
+
+    @property
+    def batch(self) -> int:
+        return self._progress.batch
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        return list(self._progress.history)
 
     @property
     def train_loss(self) -> float:
         """Mean loss of this epoch's batches so far, NaN before the first; waits for the device."""
         self._look()
-        return self._totals.loss
+        return self._progress.totals.loss
 
     def fit(
         self,
@@ -146,44 +176,46 @@ class Trainer:
         be half done, and ``on_end`` is not called.
 
         Args:
-            train_loader: gives an epoch's (images, labels) each time it is iterated.
+            train_loader: gives an epoch's (inputs, targets) each time it is iterated.
             epochs: epochs in all, those already done included.
-            test: ``(images, labels)`` or batches of them, evaluated after each epoch.
+            test: ``(inputs, targets)`` or batches of them, evaluated after each epoch.
 
         Returns:
             `history`.
 
         Raises:
-            TrainingDivergedError: a loss became NaN or infinite. With ``check_every=1`` the
-                parameters are those before that update. `history` is kept in any case.
+            TrainingDivergedError: a loss or a gradient became NaN or infinite. With
+                ``check_every=1`` everything is as before that update: parameters, optimizer,
+                statistics, random layers, counts; else the error may come later, but before
+                anything is saved. `history` is kept in any case.
             ValueError: ``epochs`` below 1, no batches. TypeError: ``epochs`` is not an int,
-                ``train_loader`` is a pair of arrays.
+                or ``train_loader`` does not give batches.
         """
         epochs = as_count("epochs", epochs)
-        if isinstance(train_loader, tuple):
-            raise TypeError(
-                "train_loader must give batches, got a tuple; use DataLoader(images, labels, "
-                "batch_size, shuffle=True)"
-            )
-        test_batches = None if test is None else _as_batches(test)
-        if self._move_loader and hasattr(train_loader, "load_state_dict"):
-            train_loader.load_state_dict(self._loader_state)
+        source = Source(train_loader)
+        test_batches = None if test is None else as_batches("test", test)
+        check_model(self.model, self.optimizer)
+        work = Work(self.model, self.optimizer)
+        if self._move_loader:
+            source.move(self._progress.loader)
         self.interrupted = self._stopping = False
         self.signal = None
         self._clock = time.perf_counter()
-        self._drop_gradients()
+        self._set(totals=self._progress.totals.looked_at(work.backend))
+        work.drop_gradients()
         try:
-            with interrupt_calls(self._interrupt):
+            with interrupt_calls(self._interrupt), frozen(self.model, work.trained) as self._rest:
                 while self.epoch < epochs and not self._stopping:
-                    if self._train_epoch(train_loader):
-                        self._end_epoch(train_loader, test_batches)
+                    if self._train_epoch(source, work):
+                        self._end_epoch(source, test_batches)
                 for callback in self.callbacks:
                     callback.on_end(self)
         except KeyboardInterrupt:
             self._interrupt(signal.SIGINT)
         finally:
+            self._rest = _nothing
             self._move_loader = self.batch > 0
-            self._drop_gradients()
+            work.drop_gradients()
         return self.history
 
     def stop(self) -> None:
@@ -195,15 +227,18 @@ class Trainer:
     ) -> dict[str, float | None]:
         """Mean loss and accuracy in inference: ``{"loss": ..., "accuracy": ...}``.
 
+        They do not depend on the batch size, see `Trainer`.
+
         Args:
-            data: ``(images, labels)`` of shapes (N, C, *S) and (N, ...), or batches of them.
+            data: ``(inputs, targets)`` of shapes (N, C, *S) and (N, ...), or batches of them.
             batch_size: images at once, where ``data`` is two arrays.
 
         Raises:
-            ValueError: no images, or another number of labels than of images.
-            TrainingDivergedError: a loss is NaN or infinite.
+            ValueError: no images, no labels that count, or another number of labels than of images.
+            TypeError: ``data`` does not give batches. TrainingDivergedError: a loss is NaN or
+                infinite.
         """
-        return self._evaluate(_as_batches(data, as_count("batch_size", batch_size)))
+        return self._evaluate("data", as_batches("data", data, as_count("batch_size", batch_size)))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training stands: counts, this epoch's sums, position in the loader, history.
@@ -211,15 +246,7 @@ class Trainer:
         JSON-able, and a snapshot.
         """
         self._look()
-        return {
-            "epoch": self.epoch,
-            "step": self.step,
-            "batch": self.batch,
-            "seconds": self._seconds,
-            "totals": self._totals.state_dict(),
-            "loader": copy.deepcopy(self._loader_state),
-            "history": copy.deepcopy(self.history),
-        }
+        return self._progress.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned; the next `fit` moves its loader there.
@@ -228,72 +255,49 @@ class Trainer:
             ValueError, TypeError: entries missing or not as `state_dict` makes them; nothing is
                 changed then.
         """
-        missing = [key for key in self.state_dict() if key not in state]
-        if missing:
-            raise ValueError(f"state must come from Trainer.state_dict(), but it lacks {missing}")
-        counts = {
-            name: as_count(f"state[{name!r}]", state[name], minimum=0)
-            for name in ("epoch", "step", "batch")
-        }
-        history = state["history"]
-        records = isinstance(history, list) and all(isinstance(r, Mapping) for r in history)
-        if not records or len(history) != state["epoch"]:
-            raise ValueError(
-                f"state['history'] must be a list of a record for each of {state['epoch']} epochs, "
-                f"got {history!r:.80}"
-            )
-        totals = Totals()
-        totals.load_state_dict(state["totals"])
-        seconds = as_real("state['seconds']", state["seconds"])
-        self._totals = totals
-        vars(self).update(counts)
-        self._seconds = seconds
-        self.history = copy.deepcopy(history)
-        self._loader_state = copy.deepcopy(state["loader"])
-        self._move_loader = self._loader_state is not None
+        self._progress = Progress.from_state(state)
+        self._move_loader = self._progress.loader is not None
 
     def save(self, path: PathLike, *, extra: Mapping[str, Any] | None = None) -> None:
         """Save everything to go on from here exactly: model, optimizer, schedule and `state_dict`.
 
         Raises:
-            OSError, TypeError, ValueError: as `save_checkpoint`. TrainingDivergedError: a loss
-                that had not been looked at is not finite; nothing is saved then.
+            OSError, TypeError, ValueError: as `save_checkpoint`. TrainingDivergedError: a loss or
+                gradient that had not been looked at is not finite; nothing is saved then.
         """
-        save_checkpoint(
-            path,
-            self.model,
-            self.optimizer,
-            schedule=self.schedule,
-            loader=self,
-            epoch=self.epoch,
-            step=self.step,
-            extra=extra,
-        )
+        self._rest(False)  # which is for this training, and no part of the network
+        try:
+            save_checkpoint(
+                path, self.model, self.optimizer, schedule=self.schedule, loader=self,
+                epoch=self.epoch, step=self.step, extra=extra,
+            )  # fmt: skip
+        finally:
+            self._rest(True)
 
     def load(self, path: PathLike) -> CheckpointInfo:
         """Continue from what `save` saved; the next `fit` moves its loader there.
 
         Raises:
-            CheckpointError: damaged, or of another model, optimizer or schedule; nothing is
-                changed then. OSError: the file cannot be opened.
+            CheckpointError: damaged, or of another model, optimizer or schedule (see
+                `load_checkpoint`); nothing is changed then. OSError: the file cannot be opened.
         """
         return load_checkpoint(
             path, self.model, self.optimizer, schedule=self.schedule, loader=self
         )
 
-    def _train_epoch(self, loader: Any) -> bool:
-        """Train on the rest of the epoch; False if it was stopped before the loader's end."""
-        has_position = hasattr(loader, "state_dict")
-        for images, labels in loader if has_position else islice(loader, self.batch, None):
-            with preferred(self.model.backend):
-                self._update(images, labels)
-            if has_position:
-                self._loader_state = loader.state_dict()
-            self._tick()
-            for callback in self.callbacks:
-                callback.on_step(self)
-            if self._stopping:
-                return False
+    def _train_epoch(self, source: Source, work: Work) -> bool:
+        """Train on the rest of the epoch; False if it was stopped before its end."""
+        try:
+            for (inputs, targets), position in source.rest(self.batch):
+                self._update(inputs, targets, position, work)
+                for callback in self.callbacks:
+                    callback.on_step(self)
+                if self._stopping:
+                    return False
+        except BaseException:
+            if not self.batch:
+                source.begin_again()
+            raise
         if self.batch == 0:
             raise ValueError(
                 "train_loader gave no batches; an epoch needs at least one, and a generator has "
@@ -301,128 +305,85 @@ class Trainer:
             )
         return True
 
-    def _update(self, images: Array, labels: Array) -> None:
-        if self.schedule is not None:
-            self.optimizer.lr = self.schedule(self.step)
-        if self._captured is not None:
-            loss, logits = self._captured(images, labels)
-            self._add_to_totals(loss, logits, labels)
-        else:
-            logits, backward = self.model.forward(images)
-            loss, grad = self.loss(logits, labels)
-            self._add_to_totals(loss, logits, labels)
-            backward_to_parameters(self.model, backward, grad)
-        if self.clip_norm is not None:
-            clip_grad_norm(self.optimizer.parameters, self.clip_norm)
-        self.optimizer.step()
-        self._drop_gradients()
-        self.step += 1
-        self.batch += 1
+    def _update(self, inputs: Any, targets: Any, position: Any, work: Work) -> None:
+        """One update, or none at all: an error leaves everything as it was.
 
-    def _add_to_totals(self, loss: Array, logits: Array, labels: Array) -> None:
-        self._totals.add(self.step + 1, loss, logits, labels)
-        if self._totals.pending >= self.check_every:
-            self._look()
+        ``position`` is that of the loader afterwards.
+        """
+        progress, lr = self._progress, self.optimizer.lr
+        undo = work.undo_point(statistics=self.check_every == 1)
+        try:
+            if self.schedule is not None:
+                self.optimizer.lr = self.schedule(progress.step)
+            value = checked_loss(self._step(inputs, targets))
+            if self.clip_norm is None:
+                norm = gradient_square(work.trained, exact=self.check_every > 1)
+            else:
+                norm = clip_grad_norm(work.trained, self.clip_norm)
+            figures = figures_of(work.backend, progress.step + 1, value, targets, norm)
+            totals = progress.totals.with_batch(figures)
+            known = self.clip_norm is not None and not math.isfinite(norm)
+            if known or len(totals.pending) >= self.check_every:
+                totals = self._looked_at(totals, work.backend)
+            self.optimizer.step()
+        except BaseException:
+            undo()
+            self.optimizer.lr = lr
+            raise
+        finally:
+            work.drop_gradients()
+        done = {"step": progress.step + 1, "batch": progress.batch + 1}
+        self._set(**done, seconds=self._seconds(), totals=totals, loader=position)
 
-    def _end_epoch(self, loader: Any, test: Batches | None) -> None:
+    def _end_epoch(self, source: Source, test: Batches | None) -> None:
         self._look()
-        tested = {"loss": None, "accuracy": None} if test is None else self._evaluate(test)
-        self._tick()
-        record = {
-            "epoch": self.epoch + 1,
-            "step": self.step,
-            "lr": self.optimizer.lr,
-            "train_loss": self._totals.loss,
-            "train_accuracy": self._totals.accuracy,
-            "test_loss": tested["loss"],
-            "test_accuracy": tested["accuracy"],
-            "seconds": self._seconds,
-        }
-        self.history.append(record)
-        self.epoch += 1
-        self.batch = 0
-        self._seconds = 0.0
-        self._totals.reset()
-        if hasattr(loader, "state_dict"):
-            self._loader_state = loader.state_dict()
+        tested = {"loss": None, "accuracy": None}
+        if test is not None:
+            tested = self._evaluate("test", test)
+        self._set(seconds=self._seconds(), loader=source.position())
+        self._progress = self._progress.after_epoch(self.optimizer.lr, tested)
         for callback in self.callbacks:
             callback.on_epoch(self)
 
-    def _evaluate(self, batches: Batches) -> dict[str, float | None]:
-        totals = Totals()
-        for images, labels in batches:
-            logits = self.model(images)
-            loss, _ = self.loss(logits, labels)
-            totals.add(self.step, loss, logits, labels)
-        if not totals.pending:
-            raise ValueError("there are no images to evaluate; give at least one")
-        self._look(totals, "test loss")
+    def _evaluate(self, name: str, batches: Batches) -> dict[str, Any]:
+        backend = self._backend()
+        totals = evaluation(self.model, self.loss, name, batches, backend=backend, step=self.step)
+        totals = self._looked_at(totals, backend, test=True)
+        if not totals.labels:
+            raise ValueError(
+                f"there are no images to evaluate in {name}, or no label that counts; give at "
+                "least one"
+            )
         return {"loss": totals.loss, "accuracy": totals.accuracy}
 
-    def _look(self, totals: Totals | None = None, what: str = "training loss") -> None:
-        try:
-            (totals or self._totals).look()
-        except LossNotFinite as error:
-            epoch, last_loss = self.epoch + 1, self._totals.last_loss
-            raise TrainingDivergedError(
-                f"the {what} became {error.loss} in epoch {epoch} at update {error.step} "
-                f"(learning rate {self.optimizer.lr:g}, last finite training loss {last_loss}): "
-                "lower the learning rate, limit the gradients with Trainer(clip_norm=1.0), or "
-                "look for NaN and large values in the images",
-                epoch=epoch,
-                step=error.step,
-                loss=error.loss,
-                last_loss=last_loss,
-            ) from None
+    def _look(self) -> None:
+        totals = self._progress.totals
+        if totals.pending:
+            self._set(totals=self._looked_at(totals, self._backend()))
+
+    def _looked_at(self, totals: Totals, backend: Backend, *, test: bool = False) -> Totals:
+        def error(batch: Figures) -> TrainingDivergedError:
+            last_loss = self._progress.totals.last_loss
+            return diverged(batch, self.epoch + 1, self.optimizer.lr, last_loss, test=test)
+
+        return totals.looked_at(backend, error)
 
     def _interrupt(self, number: signal.Signals) -> None:
         self.interrupted = True
         self.signal = number
         self.stop()
 
-    def _drop_gradients(self) -> None:
-        for parameter in self.model.parameters():  # also those that the optimizer does not have
-            parameter.grad = None
+    def _backend(self) -> Backend:
+        return self.model.backend or self.optimizer.parameters[0].backend
 
-    def _tick(self) -> None:
-        now = time.perf_counter()
-        self._seconds += now - self._clock
-        self._clock = now
+    def _set(self, **changes: Any) -> None:
+        self._progress = replace(self._progress, **changes)
 
-
-def _check_arguments(model: Any, optimizer: Any, loss: Any, schedule: Any) -> None:
-    if not isinstance(model, Layer):
-        raise TypeError(f"model must be a layer such as Sequential, got {type(model).__name__}")
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            "optimizer must be an optimizer such as SGD(model.parameters(), lr=0.1), got "
-            f"{type(optimizer).__name__}"
-        )
-    if not {id(p) for p in optimizer.parameters} & {id(p) for p in model.parameters()}:
-        raise ValueError(
-            "optimizer has none of the parameters of model and cannot train it; make it with "
-            "model.parameters()"
-        )
-    if not callable(loss):
-        raise TypeError(f"loss must be a function of (logits, labels), got {loss!r}")
-    if schedule is not None and not callable(schedule):
-        raise TypeError(
-            f"schedule must be a function of the step or None, got {schedule!r}; for a fixed rate "
-            "set the optimizer's lr"
-        )
+    def _seconds(self) -> float:
+        """The seconds of this epoch until now."""
+        before, self._clock = self._clock, time.perf_counter()
+        return self._progress.seconds + self._clock - before
 
 
-def _as_batches(data: Any, batch_size: int = 256) -> Batches:
-    """``data`` if it is batches already, else slices of its two arrays."""
-    if not isinstance(data, tuple):
-        return data  # type: ignore[no-any-return]
-    if len(data) != 2 or len(data[0]) != len(data[1]):
-        raise ValueError(
-            f"data must be (images, labels) of equal lengths or batches of them, got a tuple of "
-            f"lengths {[len(part) for part in data]}"
-        )
-    images, labels = data
-    return [
-        (images[i : i + batch_size], labels[i : i + batch_size])
-        for i in range(0, len(images), batch_size)
-    ]
+def _nothing(wanted: bool) -> None:
+    """Stands for `frozen` outside of a training."""

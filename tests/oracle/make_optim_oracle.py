@@ -4,10 +4,11 @@ Run by hand with PyTorch installed: ``python tests/oracle/make_optim_oracle.py``
 reads the file and does not need PyTorch.
 
 Contents: ``start/<i>`` (*shape), ``gradients/<i>`` (STEPS, *shape), ``active`` (STEPS, parameters):
-whether the parameter has a gradient in that step; ``cases``: JSON of the list of [kind, arguments];
-``trajectory/<case>/<i>`` (STEPS, *shape): the parameter after each step. The learning rate is
-multiplied by LR_FACTOR before step LR_CHANGE. ``schedules``: JSON of [name, arguments] and
-``schedule/<n>`` (30,) their rates. ``torch``: the version.
+whether the parameter has a gradient in that step; ``cases``: JSON of the list of [kind, arguments,
+groups], a group being [indices of its parameters, its own arguments]; ``trajectory/<case>/<i>``
+(STEPS, *shape): the parameter after each step. All learning rates are multiplied by LR_FACTOR
+before step LR_CHANGE. ``schedules``: JSON of [name, arguments] and ``schedule/<n>`` (30,) their
+rates. ``torch``: the version.
 """
 
 import json
@@ -36,6 +37,15 @@ CASES = [
     ["Adagrad", {"lr": 0.1}],
     ["Adagrad", {"lr": 0.1, "lr_decay": 0.05, "eps": 1e-3, "weight_decay": 0.02}],
 ]
+FLAT = {"weight_decay": 0.0}
+NESTEROV = {"lr": 0.03, "momentum": 0.8, "nesterov": True}
+GROUPED = [
+    ["SGD", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.02}, [[[0, 2], {}], [[1], FLAT]]],
+    ["SGD", {"lr": 0.1}, [[[1], NESTEROV], [[0, 2], {}]]],
+    ["AdamW", {"lr": 0.01}, [[[0], {"lr": 0.1}], [[2], {"betas": [0.8, 0.95]}], [[1], FLAT]]],
+    ["RMSprop", {"lr": 0.01}, [[[2, 0], {"momentum": 0.9}], [[1], {"alpha": 0.9, "lr": 0.07}]]],
+    ["Adagrad", {"lr": 0.1}, [[[2], {"lr": 0.3, "lr_decay": 0.05}], [[0, 1], {"eps": 1e-3}]]],
+]
 
 # Our name and arguments, and PyTorch's scheduler of a fresh optimizer.
 SCHEDULES = [
@@ -48,13 +58,15 @@ SCHEDULES = [
 ]
 
 
-def trajectory(kind, arguments, start, gradients, active):
+def trajectory(kind, arguments, groups, start, gradients, active):
     parameters = [torch.nn.Parameter(torch.from_numpy(p.copy())) for p in start]
-    optimizer = getattr(torch.optim, kind)(parameters, **arguments)
+    given = [{"params": [parameters[i] for i in chosen], **own} for chosen, own in groups]
+    optimizer = getattr(torch.optim, kind)(given or parameters, **arguments)
     result = [np.empty((STEPS, *p.shape)) for p in start]
     for step in range(STEPS):
         if step == LR_CHANGE:
-            optimizer.param_groups[0]["lr"] *= LR_FACTOR
+            for group in optimizer.param_groups:
+                group["lr"] *= LR_FACTOR
         for i, parameter in enumerate(parameters):
             parameter.grad = torch.from_numpy(gradients[i][step]) if active[step, i] else None
         optimizer.step()
@@ -106,12 +118,13 @@ def main():
     active[[0, 1, 5], 1] = False  # comes late and misses one
     active[3, 2] = False
     arrays = {"active": active, "torch": np.array(torch.__version__)}
-    arrays["cases"] = np.array(json.dumps(CASES))
+    cases = [[*case, []] for case in CASES] + GROUPED
+    arrays["cases"] = np.array(json.dumps(cases))
     arrays["schedules"] = np.array(json.dumps(SCHEDULES))
     for i, (p, g) in enumerate(zip(start, gradients, strict=True)):
         arrays[f"start/{i}"], arrays[f"gradients/{i}"] = p, g
-    for n, (kind, arguments) in enumerate(CASES):
-        for i, values in enumerate(trajectory(kind, arguments, start, gradients, active)):
+    for n, case in enumerate(cases):
+        for i, values in enumerate(trajectory(*case, start, gradients, active)):
             arrays[f"trajectory/{n}/{i}"] = values
     for n, (name, arguments) in enumerate(SCHEDULES):
         arrays[f"schedule/{n}"] = schedule(name, arguments)

@@ -80,7 +80,7 @@ class Direct(Algorithm):
         return grad
 
     def weight_grad(self, x: Array, grad_output: Array) -> Array | None:
-        window, batch, _, _, groups, _ = self.problem
+        batch, groups = self.problem.batch, self.problem.groups
         source, delta = self._planes(buffer_of(x)), self._planes(buffer_of(grad_output))
         kernel, numbers = self._window_numbers
         columns = max(1, tuning.PRODUCT_LENGTH // batch)

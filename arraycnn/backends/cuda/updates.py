@@ -2,82 +2,75 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from arraycnn.arrays import Array
 from arraycnn.backends.cuda.launch import TABLE_SIZE, TENSOR_TABLE, Launching
-from arraycnn.backends.reference.updates import UpdatePrimitives
+from arraycnn.backends.reference.updates import Rule, UpdatePrimitives, adam, adamw, sgd
 
 UPDATE_CHUNK = 4096  # as in updates.cu
 
 
 class CudaUpdates(Launching, UpdatePrimitives):
-    """SGD and Adam over all parameters in one launch."""
+    """SGD, Adam and AdamW of all parameters in one launch."""
 
-    def sgd_update(
-        self, parameters: Sequence[Array], gradients: Sequence[Array], velocities: Sequence[Array],
-        *, lr: float, momentum: float, nesterov: bool, weight_decay: float,
-    ) -> None:  # fmt: skip
-        states = [velocities] if momentum else []
-
-        def plain(chosen: list[list[Array]]) -> None:
-            super(CudaUpdates, self).sgd_update(
-                chosen[0], chosen[1], chosen[2] if momentum else (), lr=lr, momentum=momentum,
-                nesterov=nesterov, weight_decay=weight_decay,
-            )  # fmt: skip
-
-        scalars = lr, momentum, int(nesterov), weight_decay
-        self._update("sgd_update", [parameters, gradients, *states], scalars, plain)
-
-    def adam_update(
-        self, parameters: Sequence[Array], gradients: Sequence[Array],
-        first_moments: Sequence[Array], second_moments: Sequence[Array], *, step: int, lr: float,
-        beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool,
-    ) -> None:  # fmt: skip
-        def plain(chosen: list[list[Array]]) -> None:
-            super(CudaUpdates, self).adam_update(
-                *chosen, step=step, lr=lr, beta1=beta1, beta2=beta2, eps=eps,
-                weight_decay=weight_decay, decoupled=decoupled,
-            )  # fmt: skip
-
-        scalars = (
-            lr / (1 - beta1**step),
-            math.sqrt(1 - beta2**step),
-            1 - beta1,
-            beta2,
-            1 - beta2,
-            eps,
-            0.0 if decoupled else weight_decay,
-            1 - lr * weight_decay if decoupled else 1.0,
-        )
-        arrays = [parameters, gradients, first_moments, second_moments]
-        self._update("adam_update", arrays, scalars, plain)
-
-    def _update(
-        self,
-        kernel: str,
-        arrays: Sequence[Sequence[Array]],
-        scalars: tuple[float, ...],
-        plain: Callable[[list[list[Array]]], None],
+    def update_parameters(
+        self, rule: Rule, arrays: Sequence[tuple[Array, ...]], **options: Any
     ) -> None:
-        """Launch over all tensors whose arrays have no gaps; leave the others to ``plain``."""
+        fused = _FUSED.get(rule)
         tables: dict[str, list[tuple[Array, ...]]] = {}
-        others: list[tuple[Array, ...]] = []
-        for parameter, gradient, *states in zip(*arrays, strict=True):
-            element = self.element(parameter, gradient, *states)
-            if element and all(array.flags.c_contiguous for array in (parameter, *states)):
-                tensors = (parameter, self.xp.ascontiguousarray(gradient), *states)
+        others: list[tuple[Array, ...]] = []  # of another dtype, or with gaps in memory
+        for parameter, gradient, *slots in arrays:
+            element = self.element(parameter, gradient, *slots) if fused else None
+            if element and all(array.flags.c_contiguous for array in (parameter, *slots)):
+                tensors = (parameter, self.xp.ascontiguousarray(gradient), *slots)
                 tables.setdefault(element, []).append(tensors)
             else:
-                others.append((parameter, gradient, *states))
+                others.append((parameter, gradient, *slots))
         for element, group in tables.items():
+            kernel, scalars = fused(**options)  # type: ignore[misc]
             for start in range(0, len(group), TABLE_SIZE):
                 table, blocks = _table(group[start : start + TABLE_SIZE])
-                instance = f"{kernel}<{element}>"
-                self.kernels.launch(instance, (blocks,), (256,), table, *scalars)
+                self.kernels.launch(f"{kernel}<{element}>", (blocks,), (256,), table, *scalars)
         if others:
-            plain([list(column) for column in zip(*others, strict=True)])
+            super().update_parameters(rule, others, **options)
+
+
+# The scalar arguments of the kernels in updates.cu.
+
+
+def _sgd(
+    *, step: int, lr: float, momentum: float, nesterov: bool, weight_decay: float
+) -> tuple[str, tuple[float, ...]]:
+    return "sgd_update", (lr, momentum, int(nesterov), weight_decay)
+
+
+def _adam(
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    shrink: float = 1.0,
+) -> tuple[str, tuple[float, ...]]:
+    beta1, beta2 = betas
+    corrections = lr / (1 - beta1**step), math.sqrt(1 - beta2**step)
+    decay = 1 - beta1, beta2, 1 - beta2
+    return "adam_update", (*corrections, *decay, eps, weight_decay, shrink)
+
+
+def _adamw(*, lr: float, weight_decay: float, **rest: Any) -> tuple[str, tuple[float, ...]]:
+    return _adam(lr=lr, weight_decay=0.0, shrink=1 - lr * weight_decay, **rest)
+
+
+_FUSED: dict[Rule, Callable[..., tuple[str, tuple[float, ...]]]] = {
+    sgd: _sgd,
+    adam: _adam,
+    adamw: _adamw,
+}
 
 
 def _table(tensors: Sequence[tuple[Array, ...]]) -> tuple[Array, int]:

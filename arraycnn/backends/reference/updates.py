@@ -1,96 +1,153 @@
-"""Optimizer updates in place, once for every backend: PyTorch's formulas on lists of arrays.
+"""Optimizer rules, PyTorch's formulas: how one parameter changes in one update.
 
-Every method changes the parameters and the state arrays where they lie and leaves the gradients
-alone. Arrays at the same position of the lists have the same shape and dtype; hyper-parameters
-are Python numbers, so float32 stays float32.
+A rule gets ``xp``, the parameter, its gradient and the slots that it keeps beside the parameter,
+all of one shape and dtype. It changes parameter and slots where they lie and leaves the gradient
+alone. Hyper-parameters are Python numbers, so float32 stays float32; ``step`` is the number of the
+update, counted from 1.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 from arraycnn.arrays import Array
 from arraycnn.backends.memory_format import MemoryFormat
+
+Rule: TypeAlias = Callable[..., None]
+
+
+def elementwise(rule: Rule) -> Rule:
+    """Mark a rule that treats every element alone, so that it may be applied to pieces."""
+    rule.elementwise = True  # type: ignore[attr-defined]
+    return rule
+
+
+@elementwise
+def sgd(
+    xp: Any,
+    p: Array,
+    g: Array,
+    velocity: Array | None = None,
+    *,
+    step: int,
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+) -> None:
+    """v = momentum·v + g, then p -= lr·v (Nesterov: p -= lr·(g + momentum·v)).
+
+    There is no velocity where ``momentum`` is 0. Source: Sutskever et al. 2013 in the form that
+    PyTorch uses, with the learning rate outside of the velocity.
+    """
+    if weight_decay:
+        g = g + weight_decay * p
+    if velocity is not None:
+        velocity *= momentum
+        velocity += g
+        g = g + momentum * velocity if nesterov else velocity
+    p -= lr * g
+
+
+@elementwise
+def adam(
+    xp: Any,
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """m = β₁·m + (1-β₁)·g, v = β₂·v + (1-β₂)·g², then p -= lr·m̂ / (√v̂ + eps).
+
+    m̂ and v̂ are corrected for their start at zero. Weight decay is added to the gradient. Source:
+    Kingma & Ba 2015.
+    """
+    beta1, beta2 = betas
+    if weight_decay:
+        g = g + weight_decay * p
+    m += (1 - beta1) * (g - m)
+    v *= beta2
+    v += (1 - beta2) * g * g
+    step_size = lr / (1 - beta1**step)
+    p -= step_size * m / (xp.sqrt(v) / math.sqrt(1 - beta2**step) + eps)
+
+
+@elementwise
+def adamw(
+    xp: Any, p: Array, g: Array, m: Array, v: Array, *, lr: float, weight_decay: float, **rest: Any
+) -> None:
+    """p *= 1 - lr·weight_decay, then `adam` without weight decay: Loshchilov & Hutter 2019."""
+    if weight_decay:
+        p *= 1 - lr * weight_decay
+    adam(xp, p, g, m, v, lr=lr, weight_decay=0.0, **rest)
+
+
+@elementwise
+def rmsprop(
+    xp: Any,
+    p: Array,
+    g: Array,
+    square_average: Array,
+    velocity: Array | None = None,
+    *,
+    step: int,
+    lr: float,
+    alpha: float,
+    eps: float,
+    momentum: float,
+    weight_decay: float,
+) -> None:
+    """s = alpha·s + (1-alpha)·g², u = momentum·u + g / (√s + eps), then p -= lr·u.
+
+    There is no velocity u where ``momentum`` is 0. Source: Tieleman & Hinton 2012.
+    """
+    if weight_decay:
+        g = g + weight_decay * p
+    square_average *= alpha
+    square_average += (1 - alpha) * g * g
+    g = g / (xp.sqrt(square_average) + eps)
+    if velocity is not None:
+        velocity *= momentum
+        velocity += g
+        g = velocity
+    p -= lr * g
+
+
+@elementwise
+def adagrad(
+    xp: Any,
+    p: Array,
+    g: Array,
+    square_sum: Array,
+    *,
+    step: int,
+    lr: float,
+    lr_decay: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """s = s + g², then p -= lr / (1 + (step-1)·lr_decay) · g / (√s + eps): Duchi et al. 2011."""
+    if weight_decay:
+        g = g + weight_decay * p
+    square_sum += g * g
+    p -= lr / (1 + (step - 1) * lr_decay) * g / (xp.sqrt(square_sum) + eps)
 
 
 class UpdatePrimitives(MemoryFormat):
     """The part of a backend that optimizers use."""
 
-    def sgd_update(
-        self, parameters: Sequence[Array], gradients: Sequence[Array], velocities: Sequence[Array],
-        *, lr: float, momentum: float, nesterov: bool, weight_decay: float,
-    ) -> None:  # fmt: skip
-        """v = momentum·v + g, then p -= lr·v (Nesterov: p -= lr·(g + momentum·v)).
+    def update_parameters(
+        self, rule: Rule, arrays: Sequence[tuple[Array, ...]], **options: Any
+    ) -> None:
+        """Apply ``rule(xp, parameter, gradient, *slots, **options)`` to each tuple in ``arrays``.
 
-        ``velocities`` may be empty when ``momentum`` is 0. Source: Sutskever et al. 2013 in the
-        form that PyTorch uses, with the learning rate outside of the velocity.
+        Parameters and slots are changed where they lie.
         """
-        for i, (p, g) in enumerate(zip(parameters, gradients, strict=True)):
-            if weight_decay:
-                g = g + weight_decay * p
-            if momentum:
-                v = velocities[i]
-                v *= momentum
-                v += g
-                g = g + momentum * v if nesterov else v
-            p -= lr * g
-
-    def adam_update(
-        self, parameters: Sequence[Array], gradients: Sequence[Array],
-        first_moments: Sequence[Array], second_moments: Sequence[Array], *, step: int, lr: float,
-        beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool,
-    ) -> None:  # fmt: skip
-        """m = β₁·m + (1-β₁)·g, v = β₂·v + (1-β₂)·g², then p -= lr·m̂ / (√v̂ + eps).
-
-        m̂ and v̂ are corrected for their start at zero with ``step``, the number of this update
-        counted from 1. Weight decay is added to the gradient, or when ``decoupled`` shrinks the
-        parameter itself. Sources: Kingma & Ba 2015; Loshchilov & Hutter 2019.
-        """
-        step_size = lr / (1 - beta1**step)
-        v_scale = math.sqrt(1 - beta2**step)
-        for p, g, m, v in zip(parameters, gradients, first_moments, second_moments, strict=True):
-            if weight_decay and decoupled:
-                p *= 1 - lr * weight_decay
-            elif weight_decay:
-                g = g + weight_decay * p
-            m += (1 - beta1) * (g - m)
-            v *= beta2
-            v += (1 - beta2) * g * g
-            p -= step_size * m / (self.xp.sqrt(v) / v_scale + eps)
-
-    def rmsprop_update(
-        self, parameters: Sequence[Array], gradients: Sequence[Array],
-        square_averages: Sequence[Array], velocities: Sequence[Array], *, lr: float, alpha: float,
-        eps: float, momentum: float, weight_decay: float,
-    ) -> None:  # fmt: skip
-        """s = alpha·s + (1-alpha)·g², u = momentum·u + g / (√s + eps), then p -= lr·u.
-
-        ``velocities`` may be empty when ``momentum`` is 0. Source: Tieleman & Hinton 2012.
-        """
-        for i, (p, g, s) in enumerate(zip(parameters, gradients, square_averages, strict=True)):
-            if weight_decay:
-                g = g + weight_decay * p
-            s *= alpha
-            s += (1 - alpha) * g * g
-            g = g / (self.xp.sqrt(s) + eps)
-            if momentum:
-                u = velocities[i]
-                u *= momentum
-                u += g
-                g = u
-            p -= lr * g
-
-    def adagrad_update(
-        self, parameters: Sequence[Array], gradients: Sequence[Array],
-        square_sums: Sequence[Array], *, step: int, lr: float, lr_decay: float, eps: float,
-        weight_decay: float,
-    ) -> None:  # fmt: skip
-        """s = s + g², then p -= lr / (1 + (step-1)·lr_decay) · g / (√s + eps).
-
-        ``step`` is the number of this update counted from 1. Source: Duchi et al. 2011.
-        """
-        step_size = lr / (1 + (step - 1) * lr_decay)
-        for p, g, s in zip(parameters, gradients, square_sums, strict=True):
-            if weight_decay:
-                g = g + weight_decay * p
-            s += g * g
-            p -= step_size * g / (self.xp.sqrt(s) + eps)
+        for one in arrays:
+            rule(self.xp, *one, **options)
