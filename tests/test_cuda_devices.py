@@ -9,6 +9,7 @@ import pytest
 import arraycnn as ac
 from arraycnn import functional as F
 from arraycnn.backends import Backend, available_backends, get_backend
+from arraycnn.backends.reference.updates import adagrad
 
 pytestmark = pytest.mark.skipif(
     "cuda" not in available_backends(), reason="needs a CUDA device, or the emulator"
@@ -122,9 +123,9 @@ def test_tf32_is_off_and_needs_ampere(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("call", "shown"),
     [
-        (lambda b, x: b.rmsprop_update([x], [x], [x], [], lr=0.1, alpha=0.9, eps=1e-8,
-                                       momentum=0.0, weight_decay=0.1),
-         r"rmsprop_update of float32 \(300, 7\) needs"),
+        (lambda b, x: b.update_parameters(adagrad, [(x, x, x)], step=1, lr=0.1, lr_decay=0.0,
+                                          eps=1e-8, weight_decay=0.1),
+         r"update_parameters of float32 \(300, 7\) needs"),
         (lambda b, x: b.erf(x=x), r"erf of float32 \(300, 7\) needs"),
         (lambda b, x: b.add(x, x[:, :1]), r"add of float32 \(300, 7\) and float32 \(300, 1\)"),
         (lambda b, x: b.zeros((1 << 20, 3), "float32"), "needs [0-9,]+ bytes more"),
