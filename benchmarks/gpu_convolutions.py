@@ -170,8 +170,12 @@ def as_chosen(backend: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def by_columns(backend: Any) -> Iterator[None]:
-    rule = "arraycnn.backends.cuda.convolution.prefers_implicit_gemm"
-    with mock.patch(rule, return_value=False):
+    from arraycnn.backends.cuda.columns import CudaColumns
+
+    def algorithms(problem: Any, method: str = "auto") -> tuple[Any, ...]:
+        return (CudaColumns(backend, problem),)
+
+    with mock.patch.object(backend, "algorithms", algorithms):
         yield
 
 

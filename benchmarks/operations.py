@@ -90,10 +90,10 @@ def arraycnn_tasks(operation: Operation) -> Tasks:
             "weight grad": lambda: backend.dense_weight_grad(x, delta),
         }
     if operation.kind == "max_pool":
-        _, winners = backend.max_pool_winners(x, window)
+        _, argmax = backend.max_pool_argmax(x, window)
         return {
             "forward": lambda: backend.max_pool(x, window),
-            "input grad": lambda: backend.max_pool_grad(winners, delta, window),
+            "input grad": lambda: backend.max_pool_grad(argmax, delta, window),
         }
     if operation.kind == "relu":
         y = backend.relu(x)

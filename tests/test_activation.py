@@ -204,3 +204,25 @@ def test_dtype_is_kept(name, dtype, backend, rng) -> None:
         assert y.dtype == dtype
         wide = apply(backend, name + suffix, *(a.astype("float64") for a in arrays))
         assert_close(y, wide, tolerance)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3, 4, 5)])
+@pytest.mark.parametrize("layout", [None, "batch_last", "fortran", "strided"])
+def test_relu_keeps_the_memory_order(
+    backend: Backend, shape: tuple[int, ...], layout: str | None
+) -> None:
+    if backend.name != "cpu" and layout in ("fortran", "strided"):
+        pytest.skip("CuPy's functions return C order")
+    if layout == "batch_last" and len(shape) < 2:
+        pytest.skip("there is but one order")
+    x = np.asarray(np.random.default_rng(0).standard_normal(shape), np.float32)
+    placed = put(backend, x, layout if shape else None)
+    y = F.relu(placed)
+    grad = F.relu_grad(placed, placed)
+    like = np.empty_like(backend.to_numpy(placed)) if layout != "strided" else None
+    for result in (y, grad):
+        assert backend.owns(result)
+        assert result.shape == shape
+        np.testing.assert_array_equal(backend.to_numpy(result), np.maximum(x, 0))
+        if like is not None and shape:
+            assert result.strides == placed.strides

@@ -1,7 +1,11 @@
 """Finding backends, and the contract: an override computes what the base class does."""
 
+import copy
+import importlib
 import inspect
-from collections.abc import Iterator
+import pickle
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,31 +15,13 @@ from numerics import assert_close, put
 
 import arraycnn as ac
 from arraycnn.backends import Backend, BackendUnavailableError
+from arraycnn.backends.backend import PRIMITIVES
+from arraycnn.backends.compiled import CompiledBackend, numba_is_wanted
 from arraycnn.backends.cpu import CpuBackend
-from arraycnn.backends.reference import updates
-from arraycnn.geometry import Window, conv_window, pool_window
-
-
-class ReferenceBackend(Backend):
-    """The base class on NumPy, nothing overridden."""
-
-    def __init__(self) -> None:
-        super().__init__("reference", np, workspace_limit=1 << 30)
-
-    def owns(self, x: Any) -> bool:
-        return isinstance(x, np.ndarray)
-
-    def asarray(self, x: Any, dtype: Any = None) -> np.ndarray:
-        return np.asarray(x, dtype)
-
-    def to_numpy(self, x: Any) -> np.ndarray:
-        return np.asarray(x)
-
-    def synchronize(self) -> None:
-        """Nothing to wait for."""
-
-    def describe(self) -> str:
-        return "reference"
+from arraycnn.backends.reference.backend import ReferenceBackend
+from arraycnn.geometry import conv_window
+from arraycnn.testing import BackendContractError, check_backend
+from arraycnn.testing.cases import cases
 
 
 class TestFinding:
@@ -168,322 +154,288 @@ class TestWorkspaceLimit:
 
         free = everything()
         monkeypatch.setattr(backend, "workspace_limit", limit)
-        assert backend.workspace_bytes(window, 5, 4, x.dtype) <= max(limit, 4 * 6 * 8)
+        assert backend.workspace_bytes(window, 5, weight.shape, 2, x.dtype) <= max(limit, 4 * 6 * 8)
         for one, two in zip(everything(), free, strict=True):
             assert_close(one, two, 1e-13)
 
 
-class BatchLast:
-    """An argument that the primitive gets in batch-last memory."""
+KINDS = [CpuBackend, CompiledBackend] if numba_is_wanted() else [CpuBackend]
+PRIMITIVE_NAMES = [name for names in PRIMITIVES.values() for name in names]
+
+
+class TestTheListOfPrimitives:
+    def test_has_every_public_method(self) -> None:
+        members = {name for name, _ in inspect.getmembers(Backend, inspect.isfunction)}
+        assert {name for name in members if not name.startswith("_")} == set(PRIMITIVE_NAMES)
+
+    @pytest.mark.parametrize("room", [room for room in PRIMITIVES if room != "device"])
+    def test_names_the_file_of_the_reference(self, room: str) -> None:
+        package = "" if room == "memory_format" else "reference."
+        module = importlib.import_module(f"arraycnn.backends.{package}{room}")
+        owners = [one for _, one in inspect.getmembers(module, inspect.isclass)]
+        for name in PRIMITIVES[room]:
+            assert any(name in vars(one) for one in owners if one.__module__ == module.__name__), (
+                name
+            )
+
+    def test_every_one_is_compared_with_the_reference(self) -> None:
+        compared = set(cases())
+        others = {*PRIMITIVES["device"], "workspace_bytes", "algorithms", "candidates", "adjoint"}
+        assert set(PRIMITIVE_NAMES) - compared == others | {"check_labels"}
+
+
+@pytest.mark.parametrize("name", PRIMITIVE_NAMES)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_our_backends_keep_the_contract(kind: type[Backend], name: str) -> None:
+    check_backend(kind(), primitives=[name])
+
+
+@pytest.mark.skipif("cuda" not in BACKENDS, reason="needs a CUDA device, or the emulator")
+@pytest.mark.parametrize("name", PRIMITIVE_NAMES)
+def test_the_cuda_backend_keeps_the_contract(name: str) -> None:
+    check_backend(ac.get_backend("cuda"), primitives=[name])
+
+
+# ---- Backends that outsiders might write ----
+
+
+class Counting(CpuBackend):
+    """Counts the calls of some primitives."""
+
+    counted = (
+        "convolution",
+        "global_sum_pool",
+        "sum_pool",
+        "softmax_cross_entropy",
+        "update_parameters",
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in Counting.counted:
+            self.calls[name] += 1
+        return super().__getattribute__(name)
+
+
+@pytest.fixture
+def counting() -> Iterator[Counting]:
+    ac.register("counting", Counting)
+    yield ac.get_backend("counting")
+    ac.register("counting", Counting)
+
+
+class TestABackendThatCounts:
+    def test_keeps_the_contract(self, counting: Counting) -> None:
+        check_backend(counting, primitives=Counting.counted)
+
+    def test_is_the_one_that_computes(self, counting: Counting) -> None:
+        model = ac.Sequential(
+            ac.Conv2d(3, 2, 2), ac.AdaptiveAvgPool2d(2), ac.GlobalAvgPool(), ac.Dense(2, 2),
+            seed=0, backend="counting",
+        )  # fmt: skip
+        trainer = ac.Trainer(model, ac.SGD(model.parameters(), lr=0.1))
+        images, labels = np.ones((4, 3, 7, 7), np.float32), np.array([0, 1, 0, 1])
+        trainer.fit([(images, labels)], 1)
+        assert set(counting.calls) == set(Counting.counted)
+
+    def test_is_copied_and_pickled_with_its_network(self, counting: Counting) -> None:
+        layer = ac.Conv2d(1, 2, 3, backend="counting")
+        for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            assert copied.backend is counting
+
+
+class Arr:
+    """The array of a small array library, with the methods of NumPy's."""
+
+    __array_ufunc__ = None  # NumPy leaves operators to us
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
 
+    def __getattr__(self, name: str) -> Any:
+        return wrapped(getattr(self.array, name))
 
-CONVOLUTIONS = [
-    ({"input_size": (9,), "kernel_size": 3}, 1),
-    ({"input_size": (12,), "kernel_size": 4, "stride": 3, "padding": 2, "dilation": 2}, 1),
-    ({"input_size": (6, 7), "kernel_size": (3, 2)}, 1),
-    ({"input_size": (6, 7), "kernel_size": 1}, 2),
-    ({"input_size": (6, 7), "kernel_size": 1, "stride": 2}, 1),
-    ({"input_size": (6, 7), "kernel_size": 3, "padding": 1}, 1),
-    ({"input_size": (6, 7), "kernel_size": 3, "padding": "full"}, 2),
-    ({"input_size": (6, 7), "kernel_size": (5, 3), "stride": 2, "padding": "same"}, 1),
-    ({"input_size": (6, 7), "kernel_size": 2, "padding": ((0, 1), (2, 0))}, 4),
-    ({"input_size": (6, 7), "kernel_size": 2, "padding": 3, "dilation": 2}, 1),
-    ({"input_size": (4, 3, 5), "kernel_size": (2, 3, 2), "padding": 1}, 2),
-    ({"input_size": (5, 4, 5), "kernel_size": 2, "stride": (2, 1, 2)}, 1),
-]  # fmt: skip
-POOLS = [
-    {"input_size": (9,), "kernel_size": 2, "stride": 2},
-    {"input_size": (6, 7), "kernel_size": 2, "stride": 2},
-    {"input_size": (6, 7), "kernel_size": 2, "stride": 2, "ceil_mode": True},
-    {"input_size": (6, 7), "kernel_size": 3, "stride": 2, "padding": 1},
-    {"input_size": (6, 7), "kernel_size": (2, 3), "stride": 1, "dilation": (2, 1)},
-    {"input_size": (4, 5, 4), "kernel_size": 2, "stride": (2, 1, 2), "padding": 1},
-    {"input_size": (18, 20), "kernel_size": (17, 16), "stride": 1, "padding": 1},  # 272 taps
+    def __getitem__(self, index: Any) -> Any:
+        return wrapped(self.array[unwrapped(index)])
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.array[unwrapped(index)] = unwrapped(value)
+
+    def __float__(self) -> float:
+        return float(self.array)
+
+    def __int__(self) -> int:
+        return int(self.array)
+
+    def __bool__(self) -> bool:
+        return bool(self.array)
+
+
+def operator_of(name: str) -> Callable[..., Any]:
+    return lambda self, *others: wrapped(getattr(self.array, name)(*unwrapped(others)))
+
+
+BINARY = "add sub mul truediv floordiv mod pow matmul and or xor rshift lshift"
+OTHERS = "lt le gt ge eq ne neg invert abs"
+for _name in BINARY.split():
+    for _kind in (f"__{_name}__", f"__r{_name}__"):
+        setattr(Arr, _kind, operator_of(_kind))
+    _inplace = operator_of(f"__i{_name}__")
+    setattr(Arr, f"__i{_name}__", lambda self, other, _f=_inplace: (_f(self, other), self)[1])
+for _name in OTHERS.split():
+    setattr(Arr, f"__{_name}__", operator_of(f"__{_name}__"))
+
+
+def wrapped(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return Arr(np.asarray(value))
+    if isinstance(value, tuple):
+        return tuple(map(wrapped, value))
+    if callable(value) and not isinstance(value, type | np.dtype):
+        return lambda *args, **options: wrapped(value(*unwrapped(args), **unwrapped(options)))
+    return value
+
+
+def unwrapped(value: Any) -> Any:
+    if isinstance(value, Arr):
+        return value.array
+    if isinstance(value, tuple | list):
+        return type(value)(map(unwrapped, value))
+    if isinstance(value, dict):
+        return {key: unwrapped(item) for key, item in value.items()}
+    return value
+
+
+class Library:
+    """A namespace of NumPy's functions on `Arr`."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._module, name)
+        return Library(found) if inspect.ismodule(found) else wrapped(found)
+
+
+class LibraryBackend(Backend):
+    """A backend over that library: the methods of its device, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__("library", Library(np), workspace_limit=16 << 20)
+
+    def owns(self, x: Any) -> bool:
+        return isinstance(x, Arr)
+
+    def asarray(self, x: Any, dtype: Any = None) -> Any:
+        if self.owns(x) and dtype in (None, x.dtype):
+            return x
+        return Arr(np.asarray(unwrapped(x), dtype))
+
+    def to_numpy(self, x: Any) -> np.ndarray:
+        return x.array
+
+    def synchronize(self) -> None:
+        pass
+
+    def describe(self) -> str:
+        return "library: arrays of the tests' own"
+
+
+class TestABackendOverAnotherLibrary:
+    @pytest.mark.parametrize("name", PRIMITIVE_NAMES)
+    def test_keeps_the_contract(self, name: str) -> None:
+        check_backend(LibraryBackend(), primitives=[name])
+
+    def test_layers_move_there_and_back(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        ac.register("library", LibraryBackend, lambda x: isinstance(x, Arr))
+        images = np.random.default_rng(0).standard_normal((2, 1, 28, 28), dtype=np.float32)
+        model = ac.models.lenet5(seed=0)
+        expected = model(images)
+        model.to("library")
+        found = model(images)
+        assert isinstance(found, Arr)
+        assert_close(found.array, expected, 1e-5)
+        np.testing.assert_array_equal(model.to("cpu")(images), expected)
+
+
+class WrongValue(CpuBackend):
+    def sum_pool(self, x: Any, window: Any) -> Any:
+        return 1.001 * super().sum_pool(x, window)
+
+
+class WrongSignature(CpuBackend):
+    def dense(self, x: Any, weight: Any, bias: Any, rectify: bool = False) -> Any:
+        return super().dense(x, weight, bias, rectify)
+
+
+class Raises(CpuBackend):
+    def erf(self, x: Any) -> Any:
+        raise ArithmeticError("too hard")
+
+
+class WrongOrder(CpuBackend):
+    def scale_shift(self, x: Any, scale: Any, shift: Any, relu: bool = False) -> Any:
+        return super().scale_shift(x, scale, shift, relu).copy()
+
+
+class ChangesItsArguments(CpuBackend):
+    def add(self, a: Any, b: Any, relu: bool = False) -> Any:
+        a += b
+        return np.maximum(a, 0) if relu else a
+
+
+class WrongType(CpuBackend):
+    def channel_sum(self, x: Any) -> Any:
+        return super().channel_sum(x).astype(np.float64)
+
+
+class ForgetsTheFallback(CpuBackend):
+    def max_pool_argmax(self, x: Any, window: Any, relu: bool = False) -> Any:
+        y, argmax = super().max_pool_argmax(x, window, relu)
+        return y, np.where(np.isnan(y), 0, argmax).astype(argmax.dtype)
+
+
+class OwnsEverything(CpuBackend):
+    def owns(self, x: Any) -> bool:
+        return True
+
+
+BROKEN = [
+    (WrongValue, "sum_pool", r"differs at \(0, .* instead of"),
+    (WrongSignature, "dense", "takes .*rectify.* the reference .*relu"),
+    (Raises, "erf", "raises ArithmeticError: too hard"),
+    (WrongOrder, "scale_shift", "not in batch-last memory"),
+    (ChangesItsArguments, "add", "changes its arguments"),
+    (WrongType, "channel_sum", r"returns float64 \(3,\), the reference float32"),
+    (ForgetsTheFallback, "max_pool_argmax", "window .* differs"),
+    (OwnsEverything, "owns", "must be true of arrays that asarray returns"),
 ]
 
 
-def conv_calls(window: Window, groups: int, batch: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """Convolution primitives with their arguments, for 4 channels in and 8, or 2, out."""
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((batch, 4, *window.input_size))
-    for out in (8, 2) if groups < 4 else (8,):
-        weight = rng.standard_normal((out, 4 // groups, *window.kernel_size))
-        bias = rng.standard_normal(out)
-        delta = rng.standard_normal((batch, out, *window.output_size))
-        for relu in (False, True):
-            yield "convolution", (BatchLast(x), weight, bias, window, groups, relu)
-        yield "convolution", (BatchLast(x), weight, None, window, groups)
-        yield (
-            "convolution_weight_grad",
-            (BatchLast(x), BatchLast(delta), weight.shape, window, groups),
-        )
-        yield "convolution_input_grad", (BatchLast(delta), weight, window, groups)
-        yield (
-            "convolution_grads",
-            (BatchLast(x), BatchLast(delta), weight, window, groups),
-        )
-    yield "im2col", (BatchLast(x), window)
-    columns = rng.standard_normal((4 * window.taps, window.positions * batch))
-    yield "col2im", (columns, window, batch)
-    yield "padded", (BatchLast(x), window)
-    yield "padded", (BatchLast(x), window, -3.0)
-    yield "unpadded", (rng.standard_normal((4, *window.padded_size, batch)), window)
+class TestBrokenBackends:
+    @pytest.mark.parametrize(("kind", "name", "message"), BROKEN)
+    def test_are_told_which_primitive_differs_and_where(
+        self, kind: type[Backend], name: str, message: str
+    ) -> None:
+        with pytest.raises(AssertionError, match=message) as caught:
+            check_backend(kind(), primitives=[name])
+        assert isinstance(caught.value, BackendContractError)
+        assert {failure.partition("(")[0].partition(":")[0] for failure in caught.value.failures}
+        assert all(failure.startswith(name) for failure in caught.value.failures)
 
+    def test_all_failures_are_collected(self) -> None:
+        class Two(WrongType, Raises):
+            pass
 
-def pool_calls(window: Window, batch: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """Pooling primitives; the input has ties, infinities and, for the maximum itself, NaN."""
-    rng = np.random.default_rng(0)
-    x = rng.integers(-2, 3, (batch, 3, *window.input_size)).astype(float)
-    x[:, 1] = rng.standard_normal(x[:, 1].shape)
-    x[:, 2] = -np.inf
-    delta = rng.standard_normal((batch, 3, *window.output_size))
-    holes = np.where(rng.random(x.shape) < 0.1, np.nan, x)
-    for values in (x, holes):
-        for relu in (False, True):
-            yield "max_pool", (BatchLast(values), window, relu)
-            yield "max_pool_winners", (BatchLast(values), window, relu)
-    winners = BatchLast(ReferenceBackend().max_pool_winners(x, window)[1])
-    yield "max_pool_indices", (winners, window)
-    yield "max_pool_grad", (winners, BatchLast(delta), window)
-    winners = BatchLast(ReferenceBackend().max_pool_winners(x, window, True)[1])
-    yield "max_pool_grad", (winners, BatchLast(delta), window)
-    finite = rng.standard_normal(x.shape)
-    yield "sum_pool", (BatchLast(finite), window)
-    yield "sum_pool_grad", (BatchLast(delta), window)
-    yield "plane_sum", (BatchLast(finite),)
+        with pytest.raises(BackendContractError) as caught:
+            check_backend(Two(), primitives=["channel_sum", "relu", "erf"])
+        names = {failure.partition("(")[0] for failure in caught.value.failures}
+        assert names == {"channel_sum", "erf"}
+        assert len(str(caught.value).splitlines()) < len(caught.value.failures)
 
-
-def other_calls(batch: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """Normalisation, pointwise and dense primitives on any layout, and the updates."""
-    rng = np.random.default_rng(0)
-    for shape in ((batch, 3), (batch, 3, 7), (batch, 3, 4, 5), (batch, 3, 2, 3, 4)):
-        x, delta = rng.standard_normal((2, *shape))
-        mean, inverse_std, scale, shift = rng.random((4, 3)) + 0.5
-        if batch:
-            yield "channel_moments", (BatchLast(x),)
-            norm = (BatchLast(x), mean, inverse_std, scale, BatchLast(delta))
-            yield "batch_norm_grad", norm
-            yield "batch_norm_grad", (*norm, BatchLast(np.maximum(delta[::-1], 0)))
-        yield "channel_sum", (BatchLast(x),)
-        yield "scale_shift", (BatchLast(x), scale, shift)
-        yield "scale_shift", (BatchLast(x), scale, shift, True)
-        for lay in (BatchLast, np.asarray):
-            yield "add", (lay(x), lay(delta))
-            yield "add", (lay(x), lay(delta), True)
-            yield "relu", (lay(x),)
-            yield "relu_grad", (lay(np.maximum(x, 0)), lay(delta))
-            yield "dropout", (lay(x), 0.3, 5, 2)
-            yield "erf", (lay(3 * x),)
-    x, weight, bias = (rng.standard_normal(shape) for shape in ((batch, 6), (4, 6), (4,)))
-    delta = rng.standard_normal((batch, 4))
-    for lay in (BatchLast, np.asarray):
-        for relu in (False, True):
-            yield "dense", (lay(x), weight, bias, relu)
-        yield "dense", (lay(x), weight, None)
-        yield "dense_input_grad", (lay(delta), weight)
-        yield "dense_weight_grad", (lay(x), lay(delta))
-        yield "batch_last", (lay(x),)
-    yield "batch_last", (rng.standard_normal((batch, 3, 4, 5)),)
-
-
-def loss_calls(batch: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    rng = np.random.default_rng(2)
-    for classes, spatial in ((1, ()), (5, ()), (10, (2, 3)), (40, ())):
-        logits = 3 * rng.standard_normal((batch, classes, *spatial))
-        labels = rng.integers(0, classes, (batch, *spatial))
-        weight = rng.random(classes) + 0.5
-        for reduction in ("mean", "sum", "none"):
-            for lay in (BatchLast, np.asarray):
-                yield "softmax_cross_entropy", (lay(logits), labels, None, 0.0, None, reduction)
-            yield "softmax_cross_entropy", (logits, labels, weight, 0.1, None, reduction)
-            yield "softmax_cross_entropy", (logits, labels, weight, 0.0, 0, reduction)
-
-
-def large_calls() -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """Sizes at which a backend cuts its work into tiles and chunks and shares it out."""
-    rng = np.random.default_rng(0)
-    for kernel, stride, padding, groups, channels, out, batch in (
-        (3, 1, 1, 1, 16, 12, 24),
-        (5, 2, 2, 1, 8, 40, 24),
-        (1, 1, 0, 1, 24, 16, 24),
-        ((3, 2), (2, 1), ((1, 0), (2, 1)), 2, 8, 12, 24),
-        ((3, 2), 1, ((0, 2), (1, 0)), 1, 40, 48, 40),
-        (3, 1, 1, 1, 24, 32, 90),
-        ((2, 4), 1, 0, 1, 48, 32, 40),
-        (5, 1, ((4, 0), (1, 3)), 1, 24, 32, 33),
-    ):
-        window = conv_window((24, 25), kernel, stride=stride, padding=padding)
-        x = BatchLast(rng.standard_normal((batch, channels, 24, 25)))
-        weight = rng.standard_normal((out, channels // groups, *window.kernel_size))
-        delta = BatchLast(rng.standard_normal((batch, out, *window.output_size)))
-        yield "convolution", (x, weight, rng.standard_normal(out), window, groups, True)
-        yield "convolution_weight_grad", (x, delta, weight.shape, window, groups)
-        yield "convolution_input_grad", (delta, weight, window, groups)
-        yield "convolution_grads", (x, delta, weight, window, groups)
-    x, delta = rng.standard_normal((2, 64, 8, 36, 36))
-    mean, inverse_std, scale, shift = rng.random((4, 8)) + 0.5
-    yield "relu", (BatchLast(x),)
-    yield "relu_grad", (BatchLast(np.maximum(x, 0)), BatchLast(delta))
-    yield "channel_moments", (BatchLast(x),)
-    yield "channel_sum", (BatchLast(x),)
-    yield "scale_shift", (BatchLast(x), scale, shift, True)
-    norm = (BatchLast(x), mean, inverse_std, scale, BatchLast(delta))
-    yield "batch_norm_grad", norm
-    yield "batch_norm_grad", (*norm, BatchLast(np.maximum(delta[::-1], 0)))
-    yield "dropout", (BatchLast(x), 0.3, 5, 2)
-    window = pool_window((36, 36), 2, stride=2)
-    delta = BatchLast(rng.standard_normal((64, 8, *window.output_size)))
-    rounded = np.round(x)
-    winners = BatchLast(ReferenceBackend().max_pool_winners(rounded, window)[1])
-    for relu in (False, True):
-        yield "max_pool", (BatchLast(rounded), window, relu)
-        yield "max_pool_winners", (BatchLast(rounded), window, relu)
-    yield "max_pool_grad", (winners, delta, window)
-    yield "sum_pool", (BatchLast(x), window)
-    yield "sum_pool_grad", (delta, window)
-
-
-DECAYS = {"lr": 0.1, "weight_decay": 0.01}
-ADAM = {"betas": (0.9, 0.99), "eps": 1e-8}
-# Rules, their numbers of slots, and options.
-UPDATES = {
-    "sgd": (updates.sgd, 0, {**DECAYS, "momentum": 0.0, "nesterov": False}),
-    "momentum": (updates.sgd, 1, {**DECAYS, "momentum": 0.9, "nesterov": False}),
-    "nesterov": (updates.sgd, 1, {**DECAYS, "momentum": 0.9, "nesterov": True}),
-    "adam": (updates.adam, 2, {**DECAYS, **ADAM}),
-    "adamw": (updates.adamw, 2, {**DECAYS, **ADAM}),
-    "rmsprop": (updates.rmsprop, 2, {**DECAYS, "alpha": 0.9, "eps": 1e-8, "momentum": 0.9}),
-    "adagrad": (updates.adagrad, 1, {**DECAYS, "lr_decay": 0.1, "eps": 1e-8}),
-}
-
-
-def all_calls() -> Iterator[tuple[str, tuple[Any, ...]]]:
-    for batch in (0, 1, 5, 19):  # a vector holds 4 to 16 samples
-        for options, groups in CONVOLUTIONS:
-            sizes = [options["input_size"], options["kernel_size"]]
-            rest = {key: value for key, value in options.items() if "_size" not in key}
-            ndim = len(sizes[0])
-            kernel = sizes[1] if isinstance(sizes[1], tuple) else (sizes[1],) * ndim
-            yield from conv_calls(conv_window(sizes[0], kernel, **rest), groups, batch)
-        for options in POOLS:
-            rest = {key: value for key, value in options.items() if "_size" not in key}
-            window = pool_window(options["input_size"], options["kernel_size"], **rest)
-            yield from pool_calls(window, batch)
-        yield from other_calls(batch)
-        yield from loss_calls(batch)
-
-
-CALLS: dict[str, list[tuple[Any, ...]]] = {}
-for _name, _arguments in (*all_calls(), *large_calls()):
-    CALLS.setdefault(_name, []).append(_arguments)
-
-# Every backend has its own of these; the tests above are theirs.
-OF_THE_DEVICE = {
-    "__init__", "owns", "asarray", "to_numpy", "select", "synchronize", "describe",
-    "check_labels",
-}  # fmt: skip
-
-
-def overrides(backend: Backend) -> dict[str, Any]:
-    """The methods of the base class that the backend's own classes define anew, by name."""
-    own: dict[str, Any] = {}
-    for one in type(backend).__mro__:
-        if one is Backend:
-            break
-        own = {name: member for name, member in vars(one).items() if callable(member)} | own
-    return {
-        name: member
-        for name, member in own.items()
-        if hasattr(Backend, name) and inspect.unwrap(member) is not getattr(Backend, name)
-    }
-
-
-def parameters(function: Any) -> list[tuple[str, Any, Any]]:
-    signature = inspect.signature(function)
-    return [(p.name, p.kind, p.default) for p in signature.parameters.values()]
-
-
-def run(backend: Backend, name: str, arguments: tuple[Any, ...], dtype: str) -> list[np.ndarray]:
-    """The primitive's results on the host; it must leave its arguments as they are."""
-
-    def typed(array: np.ndarray) -> np.ndarray:
-        return array.astype(dtype) if array.dtype.kind == "f" else array
-
-    def placed(argument: Any) -> Any:
-        if isinstance(argument, BatchLast):
-            return put(backend, typed(argument.array), "batch_last")
-        return put(backend, typed(argument)) if isinstance(argument, np.ndarray) else argument
-
-    given = [placed(argument) for argument in arguments]
-    with np.errstate(all="ignore"):  # differing NaN and infinities are caught by comparing
-        results = getattr(backend, name)(*given)
-    for now, argument in zip(given, arguments, strict=True):
-        before = argument.array if isinstance(argument, BatchLast) else argument
-        if isinstance(before, np.ndarray):
-            np.testing.assert_array_equal(backend.to_numpy(now), typed(before))
-    results = results if isinstance(results, tuple) else (results,)
-    return [backend.to_numpy(result) for result in results]
-
-
-@pytest.fixture(params=[*BACKENDS, "cpu without Numba"], scope="module")
-def overrider(request: pytest.FixtureRequest) -> Backend:
-    """Every backend, and NumPy alone where `get_backend` gives what Numba compiles."""
-    if request.param in BACKENDS:
-        return ac.get_backend(request.param)
-    if type(ac.get_backend("cpu")) is CpuBackend:
-        pytest.skip("Numba is not in use: this is the backend 'cpu'")
-    return CpuBackend()
-
-
-def test_overrides_have_the_signature_of_the_base(overrider: Backend) -> None:
-    for name, member in overrides(overrider).items():
-        if name != "__init__":
-            assert parameters(member) == parameters(getattr(Backend, name)), name
-
-
-def test_every_override_is_compared_with_the_base(overrider: Backend) -> None:
-    public = {name for name in overrides(overrider) if not name.startswith("_")}
-    assert public - OF_THE_DEVICE <= set(CALLS) | {
-        "new_buffer", "update_parameters", "workspace_bytes",
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", CALLS)
-def test_results_are_those_of_the_base(name: str, dtype: str, overrider: Backend) -> None:
-    reference = ReferenceBackend()
-    tolerance = {"float32": 1e-5, "float64": 1e-13}[dtype]
-    for arguments in CALLS[name]:
-        expected = run(reference, name, arguments, "float64")
-        for found, truth in zip(run(overrider, name, arguments, dtype), expected, strict=True):
-            assert found.dtype == (dtype if truth.dtype.kind == "f" else truth.dtype)
-            assert_close(found, truth, tolerance, name)
-
-
-@pytest.mark.parametrize("name", UPDATES)
-def test_updates_are_those_of_the_base(name: str, overrider: Backend) -> None:
-    rule, slots, options = UPDATES[name]
-    shapes = [(3, 4), (5,), (), (0, 2), (2, 3, 2, 2), (300, 500)]
-
-    def updated(owner: Backend, dtype: str) -> list[np.ndarray]:
-        rng = np.random.default_rng(0)
-        lists = [
-            [put(owner, np.asarray(rng.random(shape) + 0.1, dtype)) for shape in shapes]
-            for _ in range(2 + slots)
-        ]
-        kept = [list(arrays) for arrays in lists]
-        arrays = list(zip(*lists, strict=True))
-        owner.update_parameters(rule, arrays, step=3, **options)
-        for arrays, before in zip(lists, kept, strict=True):
-            assert all(a is b for a, b in zip(arrays, before, strict=True))
-        return [owner.to_numpy(array) for arrays in lists for array in arrays]
-
-    for dtype, tolerance in (("float32", 1e-5), ("float64", 1e-13)):
-        for found, truth in zip(
-            updated(overrider, dtype), updated(ReferenceBackend(), "float64"), strict=True
-        ):
-            assert found.dtype == dtype
-            assert_close(found, truth, tolerance, name)
+    def test_a_name_that_is_no_primitive(self) -> None:
+        with pytest.raises(ValueError, match=r"PRIMITIVES, got \['convolve'\]"):
+            check_backend(CpuBackend(), primitives=["convolve"])

@@ -9,6 +9,7 @@ import pytest
 import arraycnn as ac
 from arraycnn import functional as F
 from arraycnn.backends import Backend, available_backends, get_backend
+from arraycnn.backends.reference.updates import adagrad
 
 pytestmark = pytest.mark.skipif(
     "cuda" not in available_backends(), reason="needs a CUDA device, or the emulator"
@@ -117,3 +118,28 @@ def test_tf32_is_off_and_needs_ampere(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ac.BackendUnavailableError, match=r"compute capability 8\.0.* has 7\.5"):
         cuda.tf32 = True
     assert cuda.tf32 is False
+
+
+@pytest.mark.parametrize(
+    ("call", "shown"),
+    [
+        (lambda b, x: b.update_parameters(adagrad, [(x, x, x)], step=1, lr=0.1, lr_decay=0.0,
+                                          eps=1e-8, weight_decay=0.1),
+         r"update_parameters of float32 \(300, 7\) needs"),
+        (lambda b, x: b.erf(x=x), r"erf of float32 \(300, 7\) needs"),
+        (lambda b, x: b.add(x, x[:, :1]), r"add of float32 \(300, 7\) and float32 \(300, 1\)"),
+        (lambda b, x: b.zeros((1 << 20, 3), "float32"), "needs [0-9,]+ bytes more"),
+    ],
+)  # fmt: skip
+def test_lack_of_memory_is_told_by_shapes_not_values(call: Any, shown: str) -> None:
+    cuda: Any = get_backend("cuda")
+    x = cuda.asarray(np.full((300, 7), 0.25, np.float32))
+    pool = cuda.xp.get_default_memory_pool()
+    pool.free_all_blocks()
+    pool.set_limit(size=pool.used_bytes() + 1024)
+    try:
+        with pytest.raises(ac.DeviceMemoryError, match=shown) as caught:
+            call(cuda, x)
+    finally:
+        pool.set_limit(size=0)
+    assert "0.25" not in str(caught.value)

@@ -13,7 +13,10 @@ import pytest
 import arraycnn as ac
 
 ROOT = Path(ac.__file__).parents[1]
-NEED_NUMBA = tuple(f"arraycnn.backends.compiled.{name}" for name in ("transforms", "loops", "llvm"))
+NEED_NUMBA = tuple(
+    f"arraycnn.backends.compiled.{name}"
+    for name in ("kernels", "loops", "correlation", "llvm", "jit")
+)
 EXTRA_SECONDS = 0.060
 ATTEMPTS = 25
 

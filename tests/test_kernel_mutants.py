@@ -15,7 +15,6 @@ import emulator
 import pytest
 import test_kernels
 from emulator import launcher
-from test_backend import CALLS
 
 from arraycnn.backends.cuda import kernels
 
@@ -70,7 +69,7 @@ MUTANTS = [
            "m < rows && k < depth", "m < rows && k <= depth"),
     Mutant("an output channel too many sees", "convolution.cu", "convolution_input_grad",
            "k.digit[0] < channels && z", "k.digit[0] <= channels && z"),
-    Mutant("a chunk beyond its tensor", "updates.cu", "momentum",
+    Mutant("a chunk beyond its tensor", "updates.cu", "update_parameters",
            "part.begin + UPDATE_CHUNK < count ?", "part.begin < count ?"),
     Mutant("a chunk beyond its row", "pointwise.cu", "scale_shift",
            "begin + ROW_CHUNK < length ?", "begin < length ?"),
@@ -94,13 +93,13 @@ MUTANTS = [
     Mutant("groups share their weights", "convolution.cu", "convolution",
            "a(weight + group * outputs * depth,", "a(weight,"),
     # Cases
-    Mutant("the last of equals wins", "pooling.cu", "max_pool_winners", "!(v > best)",
+    Mutant("the last of equals wins", "pooling.cu", "max_pool_argmax", "!(v > best)",
            "!(v >= best)"),
     Mutant("a NaN does not win", "pooling.cu", "max_pool", " && !first_nan", ""),
-    Mutant("a maximum below 0 wins", "pooling.cu", "max_pool_winners",
-           "winner = volume32(w.kernel);", ""),
+    Mutant("a maximum below 0 wins", "pooling.cu", "max_pool_argmax",
+           "best_tap = volume32(w.kernel);", ""),
     Mutant("every tap gets the gradient", "pooling.cu", "max_pool_grad",
-           "if (int(winners[p]) == tap)", ""),
+           "if (int(argmax[p]) == tap)", ""),
     Mutant("another number of the stream", "pointwise.cu", "dropout", "z >> 30", "z >> 31"),
     Mutant("the bias of another channel", "pointwise.cu", "dense", "Acc<T>(bias[row])",
            "Acc<T>(bias[0])"),
@@ -150,12 +149,13 @@ class Broken:
     def _check(self, primitive: str) -> None:
         if primitive == "softmax_cross_entropy":
             test_kernels.test_losses_compute_the_same("mean", "float32", False, self.backend)
-        elif primitive == "momentum":
-            test_kernels.test_updates_compute_the_same(primitive, "float32", self.backend)
+        elif primitive == "update_parameters":
+            for name in test_kernels.UPDATES:
+                test_kernels.test_updates_compute_the_same(name, "float32", self.backend)
         else:
-            for arguments in CALLS[primitive]:
-                test_kernels.check(self.backend, primitive, arguments, "float32")
-            if primitive in test_kernels.TILE_CALLS:
+            for case in test_kernels.CASES[primitive]:
+                test_kernels.check(self.backend, case, "float32")
+            if primitive in test_kernels.TILE_CASES:
                 test_kernels.test_every_tile_computes_the_same(
                     primitive, "float32", 64, False, self.backend, self.monkeypatch
                 )

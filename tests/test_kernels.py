@@ -11,13 +11,13 @@ from typing import Any
 import emulator
 import numpy as np
 import pytest
-import test_backend
 from emulator import launcher
-from numerics import assert_close, put
-from test_backend import BatchLast, ReferenceBackend
 
+from arraycnn import testing
 from arraycnn.backends import Backend, get_backend
 from arraycnn.geometry import conv_window
+from arraycnn.testing import cases
+from arraycnn.testing.cases import BatchLast, Case
 
 pytestmark = pytest.mark.skipif(
     emulator.activate() is None, reason="needs a CUDA device, or a C++ compiler for the emulator"
@@ -26,22 +26,31 @@ pytestmark = pytest.mark.skipif(
 LARGE = 100_000  # elements; convolutions of that size take sanitizers minutes and show nothing new
 
 
-def size_of(arguments: tuple[Any, ...]) -> int:
-    return max(np.size(getattr(argument, "array", argument)) for argument in arguments)
+def size_of(case: Case) -> int:
+    return max(np.size(getattr(argument, "array", argument)) for argument in case.arguments)
 
 
-CALLS = {
-    name: [
-        arguments
-        for arguments in calls
-        if not (launcher.setting.sanitize and "conv" in name and size_of(arguments) > LARGE)
-    ]
-    for name, calls in test_backend.CALLS.items()
+WITHOUT = ("new_buffer", "empty", "convolution_grads")  # the last is the two gradients again
+
+
+def is_for_kernels(case: Case) -> bool:
+    """Whether a case shows what the others do not: transforms and tight memory are CuPy's."""
+    if case.limit or case.dtypes[0].startswith("complex"):
+        return False
+    if case.primitive.startswith("convolution") and case.arguments[-1] == "fft":
+        return False
+    return not (launcher.setting.sanitize and "conv" in case.primitive and size_of(case) > LARGE)
+
+
+CASES = {
+    name: [case for case in found if is_for_kernels(case)]
+    for name, found in cases().items()
+    if name not in ("update_parameters", *WITHOUT)
 }
-TOLERANCE = {"float16": 1e-2, "float32": 1e-5, "float64": 1e-13}
 TF32_TOLERANCE = 3e-3  # factors rounded to 10 bits of mantissa
 
-CAPTURED = [name for name in CALLS if name not in ("erf", "padded", "unpadded", "batch_last")]
+OF_CUPY = ("erf", "padded", "unpadded", "batch_last", "patches", "zeros")
+CAPTURED = [name for name in CASES if name not in OF_CUPY]
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +58,8 @@ def cuda() -> Backend:
     return get_backend("cuda")
 
 
-def rounded(argument: Any, dtype: str) -> Any:
-    """An array as it is once it has been stored in ``dtype``, in float64."""
-    if isinstance(argument, BatchLast):
-        return BatchLast(rounded(argument.array, dtype))
-    if isinstance(argument, np.ndarray) and argument.dtype.kind == "f":
-        return argument.astype(dtype).astype(np.float64)
-    return argument
-
-
-def is_empty(arguments: tuple[Any, ...]) -> bool:
-    arrays = [getattr(argument, "array", argument) for argument in arguments]
+def is_empty(case: Case) -> bool:
+    arrays = [getattr(argument, "array", argument) for argument in case.arguments]
     return any(isinstance(array, np.ndarray) and not array.size for array in arrays)
 
 
@@ -81,57 +81,47 @@ def captured(cuda: Any, work: Callable[[], Any]) -> Any:
 
 
 def check(
-    cuda: Any,
-    name: str,
-    arguments: tuple[Any, ...],
-    dtype: str,
-    tolerance: float | None = None,
-    graph: bool = False,
+    cuda: Any, case: Case, dtype: str, tolerance: float | None = None, graph: bool = False
 ) -> None:
-    """The primitive on the device against the base class in float64."""
-    arguments = tuple(rounded(argument, dtype) for argument in arguments)
-    expected = test_backend.run(ReferenceBackend(), name, arguments, "float64")
-
-    def placed(argument: Any) -> Any:
-        layout = "batch_last" if isinstance(argument, BatchLast) else None
-        array = argument.array if isinstance(argument, BatchLast) else argument
-        if not isinstance(array, np.ndarray):
-            return array
-        return put(cuda, array.astype(dtype) if array.dtype.kind == "f" else array, layout)
-
+    """The primitive on the device against the reference in float64."""
+    arguments = testing.placed(cuda, case, dtype)
     if graph:
-        given = [placed(argument) for argument in arguments]
-        found = captured(cuda, lambda: getattr(cuda, name)(*given))
+        primitive = getattr(cuda, case.primitive)
+        found = captured(cuda, lambda: primitive(*arguments, **case.options))
     else:
-        found = test_backend.run(cuda, name, arguments, dtype)
-    for one, truth in zip(found, expected, strict=True):
-        assert one.dtype == (dtype if truth.dtype.kind == "f" else truth.dtype)
-        assert_close(one, truth, tolerance or TOLERANCE[dtype], name)
+        found, _ = testing.run(cuda, case, arguments)
+    for one, truth in zip(found, testing.reference_results(case, dtype), strict=True):
+        differences = list(testing.compare(one, truth, dtype, tolerance))
+        assert not differences, f"{case} in {dtype}: {differences}"
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", CASES)
 def test_halves_are_stored_and_floats_computed(name: str, cuda: Backend) -> None:
-    for arguments in CALLS[name]:
-        check(cuda, name, arguments, "float16")
+    for case in CASES[name]:
+        check(cuda, case, "float16")
 
 
 def test_bias_and_relu_follow_cublas(cuda: Backend) -> None:
-    for arguments in CALLS["dense"]:
-        check(cuda, "dense", arguments, "float32")
+    for case in CASES["dense"]:
+        check(cuda, case, "float32")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("name", CAPTURED)
 def test_a_graph_computes_the_same(name: str, dtype: str, cuda: Backend) -> None:
-    for arguments in CALLS[name]:
-        if not is_empty(arguments):  # no step of a training is
-            check(cuda, name, arguments, dtype, graph=True)
+    for case in CASES[name]:
+        if not is_empty(case):  # no step of a training is
+            check(cuda, case, dtype, graph=True)
 
 
 # ---- Tiles of the implicit GEMM ----
 
 
-def tile_calls() -> Iterator[tuple[str, tuple[Any, ...]]]:
+def case(primitive: str, *arguments: Any) -> Case:
+    return Case(primitive, arguments, {}, (), None)
+
+
+def tile_cases() -> Iterator[Case]:
     """Convolutions for each size of tile, with loads of four and of one element."""
     rng = np.random.default_rng(0)
     for batch in (4, 5):
@@ -142,20 +132,20 @@ def tile_calls() -> Iterator[tuple[str, tuple[Any, ...]]]:
                 weight = rng.standard_normal((outputs, channels // groups, 3, 3))
                 bias = rng.standard_normal(outputs)
                 delta = BatchLast(rng.standard_normal((batch, outputs, *window.output_size)))
-                yield "convolution", (x, weight, bias, window, groups, True)
-                yield "convolution_input_grad", (delta, weight, window, groups)
-                yield "convolution_weight_grad", (x, delta, weight.shape, window, groups)
+                yield case("convolution", x, weight, bias, window, groups, True)
+                yield case("convolution_input_grad", delta, weight, window, groups)
+                yield case("convolution_weight_grad", x, delta, weight.shape, window, groups)
 
 
-TILE_CALLS: dict[str, list[tuple[Any, ...]]] = {}
-for _name, _arguments in tile_calls():
-    TILE_CALLS.setdefault(_name, []).append(_arguments)
+TILE_CASES: dict[str, list[Case]] = {}
+for _case in tile_cases():
+    TILE_CASES.setdefault(_case.primitive, []).append(_case)
 
 
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("processors", [1, 64])  # few take large tiles, many split the sum
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "tf32"])
-@pytest.mark.parametrize("name", TILE_CALLS)
+@pytest.mark.parametrize("name", TILE_CASES)
 def test_every_tile_computes_the_same(
     name: str,
     dtype: str,
@@ -169,11 +159,11 @@ def test_every_tile_computes_the_same(
         if int(str(cuda.device.compute_capability)) < 80:
             pytest.skip("TF32 needs compute capability 8.0")
         monkeypatch.setattr(cuda, "tf32", True)
-    for arguments in TILE_CALLS[name]:
+    for one in TILE_CASES[name]:
         if dtype == "tf32":
-            check(cuda, name, arguments, "float32", TF32_TOLERANCE, graph)
+            check(cuda, one, "float32", TF32_TOLERANCE, graph)
         else:
-            check(cuda, name, arguments, dtype, graph=graph)
+            check(cuda, one, dtype, graph=graph)
 
 
 # ---- Losses and updates ----
@@ -189,25 +179,21 @@ def test_losses_compute_the_same(reduction: str, dtype: str, graph: bool, cuda: 
         labels = rng.integers(0, shape[1], (shape[0], *shape[2:]))
         weight = rng.random(shape[1]) + 0.5
         for options in ((None, 0.0, None), (weight, 0.1, 1), (None, 0.2, 0), (weight, 0.0, None)):
-            arguments = (logits, labels, *options, reduction)
-            check(cuda, "softmax_cross_entropy", arguments, dtype, graph=graph)
+            one = case("softmax_cross_entropy", logits, labels, *options, reduction)
+            check(cuda, one, dtype, graph=graph)
+
+
+UPDATES = {
+    f"{case.arguments[0].__name__} {number}": case
+    for number, case in enumerate(cases()["update_parameters"])
+}
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adam", "adamw"])
+@pytest.mark.parametrize("name", UPDATES)
 def test_updates_compute_the_same(name: str, dtype: str, cuda: Backend) -> None:
-    rule, slots, options = test_backend.UPDATES[name]
     rng = np.random.default_rng(0)
     shapes = [(3, 4), (), (0, 2), (5000,), *[(2,)] * 60]  # more than one launch holds
-    given = [
-        [rounded(np.asarray(rng.random(shape) + 0.1), dtype) for shape in shapes]
-        for _ in range(2 + slots)
-    ]
-    expected = [[array.copy() for array in arrays] for arrays in given]
-    arrays = list(zip(*expected, strict=True))
-    ReferenceBackend().update_parameters(rule, arrays, step=3, **options)
-    found = [[put(cuda, array.astype(dtype)) for array in arrays] for arrays in given]
-    cuda.update_parameters(rule, list(zip(*found, strict=True)), step=3, **options)
-    for ours, theirs in zip(found, expected, strict=True):
-        for one, truth in zip(ours, theirs, strict=True):
-            assert_close(cuda.to_numpy(one), truth, TOLERANCE[dtype], name)
+    rule, given = UPDATES[name].arguments
+    arrays = [tuple(np.asarray(rng.random(shape) + 0.1) for _ in given[0]) for shape in shapes]
+    check(cuda, UPDATES[name]._replace(arguments=(rule, arrays)), dtype)

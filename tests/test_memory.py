@@ -9,18 +9,16 @@ import numpy as np
 import pytest
 
 from arraycnn.backends.cpu import CpuBackend
-from arraycnn.backends.cpu.memory import (
-    ALIGNMENT,
-    FIRST_SEGMENT,
-    GRAIN,
-    SEGMENT,
-    SMALLEST,
-    BlockPool,
-    Scratch,
+from arraycnn.backends.cpu.memory import ALIGNMENT, BlockPool, Scratch
+from arraycnn.backends.cpu.tuning import (
+    BLOCK_BYTES,
+    FIRST_SEGMENT_BYTES,
+    RECYCLED_BYTES,
+    SEGMENT_BYTES,
 )
 from arraycnn.geometry import pool_window
 
-LARGE = SMALLEST  # bytes from which on memory is recycled
+LARGE = RECYCLED_BYTES  # bytes from which on memory is recycled
 
 
 def address(array: np.ndarray) -> int:
@@ -33,12 +31,12 @@ def unused(pool: BlockPool) -> int:
 
 def lent(array: np.ndarray) -> int:
     """Bytes of the block that an array takes."""
-    return -(-array.nbytes // GRAIN) * GRAIN
+    return -(-array.nbytes // BLOCK_BYTES) * BLOCK_BYTES
 
 
 @pytest.fixture
 def pool() -> BlockPool:
-    return BlockPool(SEGMENT)
+    return BlockPool(SEGMENT_BYTES)
 
 
 class TestBlocks:
@@ -66,7 +64,7 @@ class TestBlocks:
 
     def test_sizes_within_a_grain_share_blocks(self, pool: BlockPool) -> None:
         place = address(pool.empty((LARGE + 1,), np.uint8))
-        assert address(pool.empty((LARGE + GRAIN,), np.uint8)) == place
+        assert address(pool.empty((LARGE + BLOCK_BYTES,), np.uint8)) == place
 
     def test_two_that_live_are_apart(self, pool: BlockPool) -> None:
         first, second = (pool.empty((LARGE,), np.uint8) for _ in range(2))
@@ -90,10 +88,10 @@ class TestBlocks:
         assert not any(np.shares_memory(one, other) for one in small for other in (first, third))
 
     def test_no_more_than_the_capacity_is_kept(self) -> None:
-        pool = BlockPool(2 * SEGMENT)
-        blocks = [pool.empty((SEGMENT,), np.uint8) for _ in range(5)]
+        pool = BlockPool(2 * SEGMENT_BYTES)
+        blocks = [pool.empty((SEGMENT_BYTES,), np.uint8) for _ in range(5)]
         del blocks
-        assert unused(pool) == 2 * SEGMENT
+        assert unused(pool) == 2 * SEGMENT_BYTES
 
 
 VIEWS = {
@@ -153,7 +151,7 @@ class TestWhatIsStillReferredTo:
         threading.Thread(target=drop, daemon=True).start()
         assert done.wait(10)
         place = pool.empty((LARGE,), np.uint8)  # puts back what had to wait
-        assert unused(pool) + LARGE == FIRST_SEGMENT
+        assert unused(pool) + LARGE == FIRST_SEGMENT_BYTES
         del place
 
 
@@ -201,9 +199,9 @@ class TestScratch:
     def test_an_operation_leaves_none_behind(self) -> None:
         backend = CpuBackend()
         x = np.ones((64, 16, 32, 32), np.float32)
-        y, winners = backend.max_pool_winners(x, pool_window((32, 32), (2, 2)))
+        y, argmax = backend.max_pool_argmax(x, pool_window((32, 32), (2, 2)))
         total = sum(segment.memory.size for segment in backend.blocks._segments)
-        assert unused(backend.blocks) + lent(y) + lent(winners) == total
+        assert unused(backend.blocks) + lent(y) + lent(argmax) == total
 
     def test_belongs_to_one_thread(self, scratch: Scratch) -> None:
         mine = scratch("a", (100,), np.float32)

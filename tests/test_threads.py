@@ -17,9 +17,9 @@ import arraycnn as ac
 from arraycnn import functional as F
 from arraycnn.backends.compiled import CompiledBackend, numba_is_wanted
 from arraycnn.backends.cpu import CpuBackend
-from arraycnn.backends.cpu.threads import VARIABLE, WORTHWHILE, Workers, _description
+from arraycnn.backends.cpu.threads import VARIABLE, Workers, _description
 
-BUSY = 10 * WORTHWHILE  # a guess at the work that makes threads worth it
+BUSY = 1.0  # a guess at the seconds of work: threads are worth it
 KINDS = [CpuBackend, CompiledBackend] if numba_is_wanted() else [CpuBackend]
 
 
@@ -32,20 +32,20 @@ class TestWorkers:
         workers.count = count
         for parts in (0, 1, 2, 7, 100):
             done: list[int] = []
-            workers.run(done.append, parts, seconds, blas)
+            workers.run(done.append, range(parts), seconds, blas)
             assert sorted(done) == list(range(parts))
 
     def test_use_several_threads_where_it_is_worth_it(self) -> None:
         workers = Workers()
         workers.count = 2
         both = threading.Barrier(2, timeout=30)
-        workers.run(lambda index: both.wait() and None, 2, BUSY)
+        workers.run(lambda index: both.wait() and None, range(2), BUSY)
 
     def test_small_work_stays_in_the_callers_thread(self) -> None:
         workers = Workers()
         workers.count = 4
         seen = set()
-        workers.run(lambda index: seen.add(threading.get_ident()), 50, WORTHWHILE / 10)
+        workers.run(lambda index: seen.add(threading.get_ident()), range(50), 1e-6)
         assert seen == {threading.get_ident()}
 
     def test_an_error_in_a_part_reaches_the_caller(self) -> None:
@@ -56,9 +56,9 @@ class TestWorkers:
             raise ArithmeticError(f"part {index}")
 
         with pytest.raises(ArithmeticError, match="part"):
-            workers.run(fail, 8, BUSY)
+            workers.run(fail, range(8), BUSY)
         done: list[int] = []
-        workers.run(done.append, 8, BUSY)
+        workers.run(done.append, range(8), BUSY)
         assert len(done) == 8
 
     def test_an_error_in_the_other_thread_reaches_the_caller(self) -> None:
@@ -73,7 +73,28 @@ class TestWorkers:
                 raise ArithmeticError("elsewhere")
 
         with pytest.raises(ArithmeticError, match="elsewhere"):
-            workers.run(fail_elsewhere, 2, BUSY)
+            workers.run(fail_elsewhere, range(2), BUSY)
+
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_after_an_error_no_task_is_begun_and_every_thread_finishes(self, count: int) -> None:
+        finished: list[int] = []
+        workers = Workers(lambda: finished.append(threading.get_ident()))
+        workers.count = count
+        both = threading.Barrier(count, timeout=30)
+        done: list[int] = []
+
+        def fail_first(index: int) -> None:
+            if index < count:  # each thread has one
+                both.wait()
+            if index == 0:
+                raise ArithmeticError("first")
+            time.sleep(0.05)
+            done.append(index)
+
+        with pytest.raises(ArithmeticError, match="first"):
+            workers.run(fail_first, range(50), BUSY)
+        assert len(done) < count
+        assert len(finished) == len(set(finished)) == count
 
     def test_nothing_of_an_operation_is_kept(self) -> None:
         workers = Workers()
@@ -86,7 +107,7 @@ class TestWorkers:
             both.wait()
             array[index] = 1
 
-        workers.run(use, 2, BUSY)
+        workers.run(use, range(2), BUSY)
         del use, array
         assert gone() is None
 
@@ -107,14 +128,14 @@ class TestWorkers:
                 finished.append(index)
 
         with pytest.raises(KeyboardInterrupt):
-            workers.run(part, 2, BUSY)
+            workers.run(part, range(2), BUSY)
         assert len(finished) == 1
 
     def test_may_be_used_inside_a_part(self) -> None:
         workers = Workers()
         workers.count = 2
         done: list[int] = []
-        workers.run(lambda index: workers.run(done.append, 3, BUSY), 4, BUSY)
+        workers.run(lambda index: workers.run(done.append, range(3), BUSY), range(4), BUSY)
         assert sorted(done) == sorted(4 * [0, 1, 2])
 
     def test_may_be_used_from_several_threads_at_once(self) -> None:
@@ -124,7 +145,9 @@ class TestWorkers:
 
         def add(row: int) -> None:
             for _ in range(20):
-                workers.run(lambda index: sums[row].__setitem__(index, sums[row, index] + 1), 20, 1)
+                workers.run(
+                    lambda index: sums[row].__setitem__(index, sums[row, index] + 1), range(20), 1
+                )
 
         threads = [threading.Thread(target=add, args=(row,)) for row in range(6)]
         for thread in threads:
@@ -142,11 +165,11 @@ class TestWorkers:
             both.wait()
             release.wait(30)
 
-        other = threading.Thread(target=workers.run, args=(hold, 2, BUSY))
+        other = threading.Thread(target=workers.run, args=(hold, range(2), BUSY))
         other.start()
         both.wait()  # now both threads are in it
         done: list[int] = []
-        workers.run(done.append, 8, BUSY)
+        workers.run(done.append, range(8), BUSY)
         assert sorted(done) == list(range(8))
         release.set()
         other.join()
@@ -224,25 +247,25 @@ class TestTheUsersBlas:
     def test_has_its_threads_back_after_an_error(self) -> None:
         before = blas_threads()
         with pytest.raises(ZeroDivisionError):
-            Workers().run(lambda index: 1 / 0, 3, 0)
+            Workers().run(lambda index: 1 / 0, range(3), 0)
         assert blas_threads() == before
 
     def test_has_one_thread_inside(self) -> None:
         if set(blas_threads()) != {2}:
             pytest.skip("this BLAS has one thread")
         inside: list[int] = []
-        Workers().run(lambda index: inside.extend(blas_threads()), 1, 0)
+        Workers().run(lambda index: inside.extend(blas_threads()), range(1), 0)
         assert set(inside) == {1}
 
     def test_has_one_thread_inside_whoever_told_it_last(self) -> None:
         """threadpoolctl 3.8 lets one Python thread tell OpenBLAS, until that thread ends."""
         if set(blas_threads()) != {2}:
             pytest.skip("this BLAS has one thread")
-        Workers().run(lambda index: None, 1, 0)
+        Workers().run(lambda index: None, range(1), 0)
         inside: list[int] = []
 
         def elsewhere() -> None:
-            Workers().run(lambda index: inside.extend(blas_threads()), 1, 0)
+            Workers().run(lambda index: inside.extend(blas_threads()), range(1), 0)
 
         other = threading.Thread(target=elsewhere)
         other.start()
@@ -255,7 +278,7 @@ class TestTheUsersBlas:
         inside, outside = threading.Event(), threading.Event()
 
         def first() -> None:
-            Workers().run(lambda index: inside.wait(30) and None, 1, 0)
+            Workers().run(lambda index: inside.wait(30) and None, range(1), 0)
             outside.set()
 
         other = threading.Thread(target=first)
@@ -265,14 +288,14 @@ class TestTheUsersBlas:
             inside.set()
             outside.wait(30)
 
-        Workers().run(second, 1, 0)
+        Workers().run(second, range(1), 0)
         other.join()
         assert blas_threads() == before
 
     def test_may_have_another_number_next_time(self) -> None:
-        Workers().run(lambda index: None, 1, 0)
+        Workers().run(lambda index: None, range(1), 0)
         with threadpool_limits(1, user_api="blas"):
-            Workers().run(lambda index: None, 1, 0)
+            Workers().run(lambda index: None, range(1), 0)
             assert set(blas_threads()) == {1}
 
 

@@ -1,117 +1,98 @@
-"""Convolutions with fewer products: the same sums, and the plain ones where they are not."""
-
-from typing import Any
+"""Minimal filtering: the sums of a plain convolution, and plain ones where it goes wrong."""
 
 import numpy as np
 import pytest
 from numerics import assert_close, put
 
+from arraycnn.backends.compiled import CompiledBackend, numba_is_wanted
 from arraycnn.backends.cpu import CpuBackend
-from arraycnn.backends.cpu.winograd import (
-    COUNTS,
-    FilteredColumns,
-    filter_outputs,
-    filtered_bytes,
-    minimal_filter,
-)
-from arraycnn.backends.memory_format import buffer_of
-from arraycnn.geometry import conv_window
+from arraycnn.backends.cpu.winograd import Winograd, minimal_filtering
+from arraycnn.backends.reference.algorithm import Problem
+from arraycnn.backends.reference.backend import ReferenceBackend
+from arraycnn.geometry import Window, conv_window
 
-LIMIT = 64 << 20
-BATCH, CHANNELS, OUT = 32, 48, 64
+KINDS = [CpuBackend, CompiledBackend] if numba_is_wanted() else [CpuBackend]
+BATCH, CHANNELS, OUT = 37, 48, 64
 SAME = conv_window((9, 14), 3, padding=1)
+WINDOWS = [
+    SAME,
+    conv_window((6, 8), 5, padding=2),
+    conv_window((5, 11), (2, 3)),
+    conv_window((4, 9), (1, 5), padding=((0, 0), (1, 3))),
+    conv_window((6, 4), 3, padding=((2, 0), (0, 2))),
+    conv_window((3, 8), 3, padding=2),
+    conv_window((28, 15), (2, 4)),
+]
+
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 
-@pytest.fixture
-def cpu() -> CpuBackend:
-    return CpuBackend()
-
-
-@pytest.fixture
-def arrays(cpu: CpuBackend) -> tuple[np.ndarray, ...]:
-    """x, Δ and K for the window SAME."""
+def arrays(window: Window) -> list[np.ndarray]:
+    """x, Δ, K and b."""
     rng = np.random.default_rng(0)
-    shapes = (BATCH, CHANNELS, 9, 14), (BATCH, OUT, 9, 14)
+    shapes = (BATCH, CHANNELS, *window.input_size), (BATCH, OUT, *window.output_size)
     x, delta = (
-        put(cpu, rng.standard_normal(shape, dtype=np.float32), "batch_last") for shape in shapes
+        put(CpuBackend(), rng.standard_normal(shape, dtype=np.float32), "batch_last")
+        for shape in shapes
     )
-    return x, delta, rng.standard_normal((OUT, CHANNELS, 3, 3), dtype=np.float32)
+    weight = rng.standard_normal((OUT, CHANNELS, *window.kernel_size), dtype=np.float32)
+    return [x, delta, weight, rng.standard_normal(OUT, dtype=np.float32)]
 
 
-@pytest.mark.parametrize("points", COUNTS)
-def test_a_filter_computes_neighbouring_outputs(points: int) -> None:
+def results(
+    backend: CpuBackend, window: Window, x: np.ndarray, delta: np.ndarray, weight: np.ndarray,
+    bias: np.ndarray,
+) -> list[np.ndarray]:  # fmt: skip
+    return [
+        backend.convolution(x, weight, None, window, 1),
+        backend.convolution(x, weight, bias, window, 1, True),
+        backend.convolution_weight_grad(x, delta, weight.shape, window, 1),
+        backend.convolution_input_grad(delta, weight, window, 1),
+        *backend.convolution_grads(x, delta, weight, window, 1),
+    ]
+
+
+@pytest.mark.parametrize("size", [4, 6, 8])
+def test_its_matrices_compute_neighbouring_outputs(size: int) -> None:
     rng = np.random.default_rng(0)
-    for taps in range(2, points):
-        m = points - taps + 1
-        d, g = rng.standard_normal(points), rng.standard_normal(taps)
-        _, count, kernel, seen, spread = minimal_filter(m, taps)
-        assert count == points
-        y = spread.T @ ((kernel @ g) * (seen @ d))
+    for r in range(2, size):
+        m = size - r + 1
+        d, g = rng.standard_normal(size), rng.standard_normal(r)
+        transforms = minimal_filtering(m, r)
+        assert transforms.points == size
+        y = transforms.output.T @ ((transforms.filter @ g) * (transforms.input @ d))
         assert_close(y, np.correlate(d, g, "valid"), 1e-6)
 
 
-@pytest.mark.parametrize(
-    ("options", "batch", "chosen"),
-    [
-        ({}, BATCH, True),
-        ({}, 4, False),
-        ({"stride": (2, 1)}, BATCH, False),
-        ({"dilation": 2}, BATCH, False),
-        ({"kernel_size": (3, 1)}, BATCH, False),
-        ({"kernel_size": (2, 4)}, BATCH, True),
-        ({"kernel_size": 9}, BATCH, False),
-    ],
-)
-def test_is_chosen_where_it_applies(options: dict[str, Any], batch: int, chosen: bool) -> None:
-    window = conv_window((20, 20), **{"kernel_size": 3, "padding": 1} | options)
-    assert (filter_outputs(window, batch, 64, 64, LIMIT) is not None) == chosen
+@every_kind
+def test_is_what_computes_the_middle_of_a_residual_network(kind: type[CpuBackend]) -> None:
+    window = conv_window((32, 32), 3, padding=1)
+    problem = Problem(window, 128, 64, 64, 1, np.dtype(np.float32))
+    assert isinstance(kind().algorithms(problem)[0], Winograd)
 
 
-def test_is_not_chosen_for_few_channels_or_little_memory() -> None:
-    assert filter_outputs(SAME, BATCH, 1, 32, LIMIT) is None
-    assert filter_outputs(SAME, BATCH, 64, 64, 1000) is None
+@every_kind
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+def test_is_the_convolution(kind: type[CpuBackend], window: Window) -> None:
+    given = arrays(window)
+    expected = results(ReferenceBackend(), window, *(array.astype(float) for array in given))
+    for found, truth in zip(results(kind(), window, *given), expected, strict=True):
+        assert_close(found, truth, 5e-6)
 
 
-@pytest.mark.parametrize("limit", [5_000, 50_000, 500_000, LIMIT])
-@pytest.mark.parametrize("m", [2, 4, 6])
-def test_pieces_cover_the_output_within_the_limit(
-    cpu: CpuBackend, arrays: tuple[np.ndarray, ...], limit: int, m: int
-) -> None:
-    x, delta, _ = arrays
-    columns = FilteredColumns(cpu.scratch, limit, x, SAME, OUT, m)
-    seen = np.zeros(buffer_of(delta).shape, int)
-    most = 0
-    for index in range(len(columns)):
-        columns.part(seen, index)[...] += 1
-        first, end = np.lib.array_utils.byte_bounds(columns.fill(index))
-        most = max(most, end - first)
-    assert (seen == 1).all()
-    assert most <= filtered_bytes(SAME, BATCH, CHANNELS, m, limit) <= limit
-
-
+@every_kind
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 3e38])
 @pytest.mark.parametrize("place", [0, 1, 2], ids=["x", "delta", "weight"])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_infinities_and_nans_reach_what_sees_them(
-    cpu: CpuBackend,
-    arrays: tuple[np.ndarray, ...],
-    value: float,
-    place: int,
-    monkeypatch: pytest.MonkeyPatch,
+def test_infinities_and_nans_reach_what_meets_them(
+    kind: type[CpuBackend], value: float, place: int
 ) -> None:
-    assert filter_outputs(SAME, BATCH, CHANNELS, OUT, cpu.workspace_limit) is not None
-    arrays[place][1, 2, 1, 2] = value
-    x, delta, weight = arrays
-
-    def everything() -> list[np.ndarray]:
-        return [
-            cpu.convolution(x, weight, None, SAME, 1),
-            cpu.convolution(x, weight, None, SAME, 1, True),
-            cpu.convolution_weight_grad(x, delta, weight.shape, SAME, 1),
-            *cpu.convolution_grads(x, delta, weight, SAME, 1),
-        ]
-
-    found = everything()
-    monkeypatch.setattr("arraycnn.backends.cpu.convolution.filter_outputs", lambda *_: None)
-    for one, two in zip(found, everything(), strict=True):
+    window = conv_window((9, 14), 3)
+    given = arrays(window)
+    given[place][1, 2, 1, 2] = value
+    expected = results(ReferenceBackend(), window, *given)
+    found = results(kind(), window, *given)
+    # Times the zeros around Δ it is a NaN, if these are multiplied at all.
+    found, expected = (each[: (5, 6, 3)[place]] for each in (found, expected))
+    for one, two in zip(found, expected, strict=True):
         assert_close(one, two, 1e-5)

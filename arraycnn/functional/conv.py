@@ -13,11 +13,9 @@ from arraycnn.arguments import (
     check_shape,
 )
 from arraycnn.arrays import Array, Shape
-from arraycnn.backends.reference.fourier import fft_is_cheaper
 from arraycnn.functional._dimensions import per_dimension
 from arraycnn.geometry import (
     Padding,
-    Window,
     check_conv_shapes,
     check_rank,
     check_transposed_shapes,
@@ -50,10 +48,10 @@ def conv_nd(
         padding: an int, one int or ``(before, after)`` pair per dimension, ``"valid"``, ``"same"``
             (⌈size / stride⌉, the odd element after) or ``"full"`` (every overlap).
         groups: channels are split into that many independent convolutions; C makes it depthwise.
-        method: ``"im2col"``, a matrix product of kernels and columns; ``"fft"``, a product of
-            Fourier transforms, for kernels with many taps: equal within rounding, which is relative
-            to the largest values of a block of the input, as is the reach of a NaN; ``"auto"``, the
-            one that should be faster for these shapes (see `backends.fourier`).
+        method: ``"im2col"``, products of kernels and columns, or what computes the same sums;
+            ``"fft"``, products of Fourier transforms, for kernels with many taps: equal within
+            rounding, which is relative to the largest values of a block of the input, as is the
+            reach of a NaN; ``"auto"``, what should be fastest for these shapes, as in a layer.
 
     Returns:
         (N, O, *out), a view of batch-last memory.
@@ -62,6 +60,7 @@ def conv_nd(
         TypeError: not arrays, integer or differing dtypes, sizes that are not ints.
         ValueError: shapes that do not fit, arrays of different backends.
     """
+    check_choice("method", method, METHODS)
     backend = check_arrays(REAL_OR_COMPLEX, x=x, weight=weight, optional={"bias": bias})
     groups = check_conv_shapes(x.shape, weight.shape, groups, ndim)
     check_channel_vector("bias", bias, weight.shape[0], "the output")
@@ -69,9 +68,7 @@ def conv_nd(
         x.shape[2:], weight.shape[2:], stride=stride, padding=padding, dilation=dilation
     )
     x = backend.batch_last(x)
-    if _through_fft(method, window, x.shape[0], weight.shape, groups):
-        return backend.fft_convolution(x, weight, bias, window, groups)
-    return backend.convolution(x, weight, bias, window, groups)
+    return backend.convolution(x, weight, bias, window, groups, method=method)
 
 
 def conv_nd_input_grad(
@@ -94,6 +91,7 @@ def conv_nd_input_grad(
     Raises:
         TypeError, ValueError: as conv{n}d; ``grad_output`` not of the output's shape.
     """
+    check_choice("method", method, METHODS)
     backend = check_arrays(REAL_OR_COMPLEX, weight=weight, grad_output=grad_output)
     input_shape = as_shape("input_shape", input_shape, ndim + 2)
     groups = check_conv_shapes(input_shape, weight.shape, groups, ndim)
@@ -103,9 +101,7 @@ def conv_nd_input_grad(
     expected = (input_shape[0], weight.shape[0], *window.output_size)
     check_shape("grad_output", grad_output.shape, expected, "like the convolution's output")
     grad_output = backend.batch_last(grad_output)
-    if _through_fft(method, window, input_shape[0], weight.shape, groups):
-        return backend.fft_convolution_input_grad(grad_output, weight, window, groups)
-    return backend.convolution_input_grad(grad_output, weight, window, groups)
+    return backend.convolution_input_grad(grad_output, weight, window, groups, method)
 
 
 def conv_nd_weight_grad(
@@ -128,6 +124,7 @@ def conv_nd_weight_grad(
     Raises:
         TypeError, ValueError: as conv{n}d; ``grad_output`` not of the output's shape.
     """
+    check_choice("method", method, METHODS)
     backend = check_arrays(REAL_OR_COMPLEX, x=x, grad_output=grad_output)
     weight_shape = as_shape("weight_shape", weight_shape, ndim + 2)
     groups = check_conv_shapes(x.shape, weight_shape, groups, ndim)
@@ -137,16 +134,7 @@ def conv_nd_weight_grad(
     expected = (x.shape[0], weight_shape[0], *window.output_size)
     check_shape("grad_output", grad_output.shape, expected, "like the convolution's output")
     x, grad_output = backend.batch_last(x), backend.batch_last(grad_output)
-    if _through_fft(method, window, x.shape[0], weight_shape, groups):
-        return backend.fft_convolution_weight_grad(x, grad_output, weight_shape, window, groups)
-    return backend.convolution_weight_grad(x, grad_output, weight_shape, window, groups)
-
-
-def _through_fft(method: str, window: Window, batch: int, weight_shape: Shape, groups: int) -> bool:
-    check_choice("method", method, METHODS)
-    if method == "auto":
-        return fft_is_cheaper(window, batch, weight_shape, groups)
-    return method == "fft"
+    return backend.convolution_weight_grad(x, grad_output, weight_shape, window, groups, method)
 
 
 def conv_transpose_nd(

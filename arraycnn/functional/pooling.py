@@ -46,8 +46,8 @@ def max_pool_nd(
     x = backend.batch_last(x)
     if not return_indices:
         return backend.max_pool(x, window)
-    y, winners = backend.max_pool_winners(x, window)
-    return y, backend.max_pool_indices(winners, window)
+    y, argmax = backend.max_pool_argmax(x, window)
+    return y, backend.max_pool_indices(argmax, window)
 
 
 def max_pool_nd_grad(
@@ -78,8 +78,8 @@ def max_pool_nd_grad(
     )
     expected = (*x.shape[:2], *window.output_size)
     check_shape("grad_output", grad_output.shape, expected, "like the pooling's output")
-    _, winners = backend.max_pool_winners(backend.batch_last(x), window)
-    return backend.max_pool_grad(winners, backend.batch_last(grad_output), window)
+    _, argmax = backend.max_pool_argmax(backend.batch_last(x), window)
+    return backend.max_pool_grad(argmax, backend.batch_last(grad_output), window)
 
 
 def avg_pool_nd(
@@ -207,10 +207,10 @@ def adaptive_max_pool2d(x: Array, output_size: Size, *, return_indices: bool = F
     indices = backend.empty(y.shape, "int64") if return_indices else None
     for place, region, window in _adaptive_windows(x.shape[2:], output_size):
         part = backend.batch_last(x[region])
-        y[place], winners = backend.max_pool_winners(part, window)
+        y[place], argmax = backend.max_pool_argmax(part, window)
         if indices is not None:
             row, column = region[-2].start, region[-1].start
-            local = backend.max_pool_indices(winners, window)
+            local = backend.max_pool_indices(argmax, window)
             width = window.input_size[1]
             indices[place] = (local // width + row) * x.shape[3] + local % width + column
     return y if indices is None else (y, indices)
@@ -225,9 +225,9 @@ def adaptive_max_pool2d_grad(x: Array, output_size: Size, grad_output: Array) ->
     check_shape("grad_output", grad_output.shape, expected, "like the pooling's output")
     grad = backend.zeros(x.shape, x.dtype)
     for place, region, window in _adaptive_windows(x.shape[2:], output_size):
-        _, winners = backend.max_pool_winners(backend.batch_last(x[region]), window)
+        _, argmax = backend.max_pool_argmax(backend.batch_last(x[region]), window)
         delta = backend.batch_last(grad_output[place])
-        grad[region] += backend.max_pool_grad(winners, delta, window)
+        grad[region] += backend.max_pool_grad(argmax, delta, window)
     return grad
 
 
@@ -251,7 +251,7 @@ def global_avg_pool(x: Array) -> Array:
     """
     backend = check_arrays(x=x)
     positions = _positions("x", x.shape)
-    y = backend.plane_sum(backend.batch_last(x))
+    y = backend.global_sum_pool(backend.batch_last(x))
     y *= x.dtype.type(1 / positions)
     return y
 

@@ -173,7 +173,9 @@ class Conv(ConvBase):
 
     def workspace_bytes(self, input_shape: Shape) -> int:
         window = self._window(input_shape)
-        return self.backend.workspace_bytes(window, input_shape[0], self.in_channels, self.dtype)
+        return self.backend.workspace_bytes(
+            window, input_shape[0], self.weight.shape, self.groups, self.dtype
+        )
 
     def _window(self, input_shape: Shape) -> Window:
         if len(input_shape) != self.ndim + 2 or input_shape[1] != self.in_channels:
@@ -256,7 +258,9 @@ class ConvTranspose(ConvBase):
 
     def workspace_bytes(self, input_shape: Shape) -> int:
         window = self._window(input_shape)
-        return self.backend.workspace_bytes(window, input_shape[0], self.out_channels, self.dtype)
+        return self.backend.workspace_bytes(
+            window, input_shape[0], self.weight.shape, self.groups, self.dtype
+        )
 
     def _window(self, input_shape: Shape) -> Window:
         shape = (self.in_channels, self.out_channels // self.groups, *self.kernel_size)

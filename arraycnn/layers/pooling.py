@@ -66,7 +66,7 @@ class MaxPool(Pool, LayerWithRelu):
     def _forward(self, x: Array, *, relu: bool) -> tuple[Array, Backward]:
         backend, x = self.check_input(x)
         window = self.window(x.shape)
-        y, argmax = backend.max_pool_winners(backend.batch_last(x), window, relu)
+        y, argmax = backend.max_pool_argmax(backend.batch_last(x), window, relu)
         shape, dtype = y.shape, y.dtype
 
         def backward(grad_y: Array, *, input_grad: bool = True) -> Array | None:

@@ -149,7 +149,8 @@ class PartialConv2d(Layer):
 
     def workspace_bytes(self, input_shape: Shape) -> int:
         window = self._window(input_shape)
-        return self.backend.workspace_bytes(window, input_shape[0], self.in_channels, self.dtype)
+        shape = (len(self.connections), self.in_channels, *self.kernel_size)
+        return self.backend.workspace_bytes(window, input_shape[0], shape, 1, self.dtype)
 
     def _window(self, input_shape: Shape) -> Window:
         shape = (len(self.connections), self.in_channels, *self.kernel_size)

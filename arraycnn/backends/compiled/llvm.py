@@ -73,7 +73,7 @@ class _Code:
         """``number`` in the first lane, zeros in the others."""
         return self.builder.insert_element(self.zero, number, INT32(0))
 
-    def spread(self, number: Any) -> Any:
+    def broadcast(self, number: Any) -> Any:
         """``number`` in every lane."""
         return self._splat(number, self.vector)
 
@@ -155,7 +155,7 @@ def _correlation_block(
         load, store = partial(code.load_some, mask=mask), partial(code.store_some, mask=mask)
     sums = code.sums(rows, vectors)
     for row, places in enumerate(sums):
-        start = code.spread(code.load(code.moved(bias, INT64(row)), FLOAT))
+        start = code.broadcast(code.load(code.moved(bias, INT64(row)), FLOAT))
         for place in places:
             builder.store(start, place)
 
@@ -168,10 +168,10 @@ def _correlation_block(
                     depth + 1,
                 )
             return
-        seen = [load(code.moved(x, INT64(LANES * v))) for v in range(vectors)]
+        inputs = [load(code.moved(x, INT64(LANES * v))) for v in range(vectors)]
         for row, places in enumerate(sums):
-            weight = code.spread(code.load(code.moved(w, INT64(row)), FLOAT))
-            for place, values in zip(places, seen, strict=True):
+            weight = code.broadcast(code.load(code.moved(w, INT64(row)), FLOAT))
+            for place, values in zip(places, inputs, strict=True):
                 code.add_product(place, values, weight)
 
     taps(x, w, 0)
@@ -220,9 +220,9 @@ def _product_block(builder: Any, arguments: tuple[Any, ...], rows: int, columns:
     def add(d: Any, x: Any, load: Callable[[Any], Any]) -> None:
         deltas = [load(code.moved(d, builder.mul(d_strides[0], INT64(row)))) for row in range(rows)]
         for column in range(columns):
-            seen = load(code.moved(x, builder.mul(x_strides[0], INT64(column))))
+            inputs = load(code.moved(x, builder.mul(x_strides[0], INT64(column))))
             for row, delta in enumerate(deltas):
-                code.add_product(sums[row][column], delta, seen)
+                code.add_product(sums[row][column], delta, inputs)
 
     whole = builder.udiv(length, INT64(LANES))
     with code.repeated(repeats) as repeat:
@@ -286,11 +286,11 @@ def _map_block(
         address = code.load(builder.add(table, INT64(8 * index)), INT64)
         return builder.add(address, offset)
 
-    seen = [load(place(sources, index)) for index in range(len(matrix[0]))]
-    start = code.spread(code.load(bias, FLOAT))
+    inputs = [load(place(sources, index)) for index in range(len(matrix[0]))]
+    start = code.broadcast(code.load(bias, FLOAT))
     for index, row in enumerate(matrix):
         total = start
-        for values, factor in zip(seen, row, strict=True):
+        for values, factor in zip(inputs, row, strict=True):
             if factor:
                 factors = ir.Constant(code.vector, [float(factor)] * LANES)
                 total = code.fma(values, factors, total)

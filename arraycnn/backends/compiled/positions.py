@@ -1,4 +1,4 @@
-"""Where the positions of a convolution's output read: the tables of `cpu_kernels.correlate`."""
+"""Where the positions of a convolution's output read: the tables of `correlation.correlate`."""
 
 import math
 from functools import lru_cache
@@ -6,9 +6,8 @@ from functools import lru_cache
 import numpy as np
 
 from arraycnn.arrays import Array, Shape
+from arraycnn.backends.cpu import tuning
 from arraycnn.geometry import Window
-
-RUN_LENGTH = 4096  # elements of the output that are computed at a time, at least
 
 
 def plane_window(window: Window) -> tuple[Shape, Shape, Shape, Shape]:
@@ -24,53 +23,53 @@ def plane_window(window: Window) -> tuple[Shape, Shape, Shape, Shape]:
 
 @lru_cache(maxsize=512)
 def positions(window: Window, batch: int, adjoint: bool) -> tuple[Array, Array, Array, Array]:
-    """Tables for `cpu_kernels.correlate`: rows, runs of columns, kernel and steps."""
+    """Tables for `correlation.correlate`: rows, runs of columns, kernel and steps."""
     kernel, strides, before, dilation = plane_window(window)
-    seen, made = window.input_size, window.output_size
+    inputs, outputs = window.input_size, window.output_size
     if window.is_pointwise or window.ndim == 1:
-        seen, made = (1, math.prod(seen)), (1, math.prod(made))
+        inputs, outputs = (1, math.prod(inputs)), (1, math.prod(outputs))
     axes = [
         _axis(sizes, adjoint)
-        for sizes in zip(seen, made, kernel, strides, before, dilation, strict=True)
+        for sizes in zip(inputs, outputs, kernel, strides, before, dilation, strict=True)
     ]
     rows, columns = (table for table, _, _ in axes)
-    longest = max(1, RUN_LENGTH // batch)
+    longest = max(1, tuning.RUN_ELEMENTS // batch)
     runs: list[list[int]] = []
-    for column, (tap, taps, place) in enumerate(columns):
+    for column, (tap, taps, index) in enumerate(columns):
         if runs:
             first, last, *previous, start = runs[-1]
-            follows = place == start + column - first and column - first < longest
+            follows = index == start + column - first and column - first < longest
             if follows and previous == [tap, taps]:
                 runs[-1][1] = last + 1
                 continue
-        runs.append([column, column + 1, tap, taps, place])
+        runs.append([column, column + 1, tap, taps, index])
     steps = [step for _, *steps in axes for step in steps]
     return np.array(rows), np.array(runs), np.array(kernel), np.array(steps)
 
 
 def _axis(sizes: tuple[int, ...], adjoint: bool) -> tuple[list[tuple[int, int, int]], int, int]:
     """For each position along an axis of a convolution's output, or its adjoint's: first tap,
-    taps, and what the first tap sees; then the steps of taps and of what they see.
+    taps, and the index that the first tap reads; then the steps of taps and of these indices.
 
-    Position o sees o·stride − before + tap·dilation, so the adjoint's position h sees
+    Position o reads o·stride − before + tap·dilation, so the adjoint's position h reads
     (h + before − tap·dilation) / stride where that is whole.
     """
-    seen, made, kernel, stride, before, dilation = sizes
-    tap_step, place_step = 1, dilation
+    inputs, outputs, kernel, stride, before, dilation = sizes
+    tap_step, index_step = 1, dilation
     if adjoint:
         tap_step = -(stride // math.gcd(stride, dilation))
-        place_step = -(dilation * tap_step // stride)
+        index_step = -(dilation * tap_step // stride)
     table = []
-    for position in range(seen if adjoint else made):
+    for position in range(inputs if adjoint else outputs):
         found = []
         for tap in range(kernel)[:: -1 if adjoint else 1]:
-            if adjoint:  # from the last tap on, so that what is seen is read forwards
-                place, rest = divmod(position + before - tap * dilation, stride)
-                inside = rest == 0 and 0 <= place < made
+            if adjoint:  # from the last tap on, so that the input is read forwards
+                index, rest = divmod(position + before - tap * dilation, stride)
+                inside = rest == 0 and 0 <= index < outputs
             else:
-                place = position * stride - before + tap * dilation
-                inside = 0 <= place < seen
+                index = position * stride - before + tap * dilation
+                inside = 0 <= index < inputs
             if inside:
-                found.append((tap, place))
+                found.append((tap, index))
         table.append((found[0][0], len(found), found[0][1]) if found else (0, 0, 0))
-    return table, tap_step, place_step
+    return table, tap_step, index_step

@@ -1,194 +1,193 @@
-"""Minimal filtering (see `cpu.winograd`) with compiled kernels: the same transforms and products.
+"""Winograd's minimal filtering with compiled kernels: the driver of `cpu.winograd`.
 
-A convolution along rows with k taps takes m + k − 1 products for m outputs instead of m·k. Tiles of
-rows and samples are transformed, multiplied and collected while they are in cache; the products
-over channels and over the kernel's rows are those of a convolution with a kernel of one column, a
-group of it for every point.
+Tiles of rows and samples are transformed, multiplied and transformed back while they are in cache;
+the products over channels and over the kernel's rows are those of a convolution with a kernel of
+one column, a group of it for every point.
 """
 
-import importlib
-import math
 from functools import lru_cache
-from itertools import pairwise, product, starmap
-from typing import Any
+from itertools import pairwise, product
 
 import numpy as np
 
-from arraycnn.arrays import Array, Shape
+from arraycnn.arrays import Array
+from arraycnn.backends.compiled.device import FLOAT32, CompiledDevice
 from arraycnn.backends.compiled.positions import positions
-from arraycnn.backends.cpu.columns import FLOPS
-from arraycnn.backends.cpu.memory import Scratch
-from arraycnn.backends.cpu.threads import Workers
-from arraycnn.backends.cpu.winograd import Filter, minimal_filter
-from arraycnn.backends.memory_format import Layout, buffer_of
-from arraycnn.geometry import Window, conv_window
+from arraycnn.backends.cpu import tuning
+from arraycnn.backends.cpu.columns import Factor
+from arraycnn.backends.cpu.tiles import Tile, tile_of
+from arraycnn.backends.cpu.winograd import QUIETLY, Winograd, is_stride_one
+from arraycnn.backends.reference.algorithm import Problem
+from arraycnn.geometry import conv_window
 
-OUTPUTS = 4  # m
-WIDTHS = (3, 5)  # of kernels for which there are transforms
-CHANNELS = 24  # fewer leave too little to do between the transforms
-SAMPLES = 16  # of a tile
-TILE_BYTES = 2 << 20  # of it …
-LEAST_ROWS = 4  # … unless these take more
-PACK_SECONDS = 1e-9  # a guess at the time of one value of a kernel
-LARGEST = 1e30  # a sum of magnitudes that is far from an overflow
-ZEROS = np.zeros(SAMPLES, np.float32)
+ZEROS = np.zeros(tuning.COMPILED_SAMPLES, np.float32)
+UNIT_WINDOW = np.array(
+    (1, 1, 0, 0, 1, 1)
+)  # stride, padding, dilation as `add_weight_grad` takes it
 
 
-class CompiledFilters(Layout):
-    """Convolution and its gradients by minimal filtering; None where it overflows."""
+class CompiledWinograd(Winograd):
+    """Columns at P points, as values (P, C, rows, groups of m, samples)."""
 
-    scratch: Scratch
-    workers: Workers
-    workspace_limit: int
-    _kernels: Any
+    backend: CompiledDevice
+    shares = False  # two sums with kernels of one column cost less than the transform of another
 
-    def _filters(self, window: Window, x: Array, weight_shape: Shape) -> bool:
-        """Whether a convolution with one group, or a gradient of it, is better done here."""
-        channels = weight_shape[:2]
-        return is_worth_filtering(window, x.shape[0], *channels, self.workspace_limit)
+    def __init__(self, backend: CompiledDevice, problem: Problem) -> None:
+        super().__init__(backend, problem, tuning.COMPILED_M)
+        self._no_bias = np.zeros(self.transforms.points * problem.outputs, FLOAT32)
 
-    @property
-    def _filter_kernels(self) -> Any:
-        return importlib.import_module("arraycnn.backends.compiled.transforms")  # imports Numba
-
-    def _filtered(
-        self, x: Array, weight: Array, bias: Array | None, window: Window, relu: bool
-    ) -> Array | None:
-        """A convolution with the kernels ``weight`` (O, C, kh, kw)."""
-        outputs, channels, height, width = weight.shape
-        rule = minimal_filter(OUTPUTS, width)
-        y = self.empty((x.shape[0], outputs, *window.output_size), np.float32)
-        source, target = buffer_of(x), buffer_of(y)
-        kernels = self.new_buffer((rule.points, *weight.shape[:3]), np.float32)
-        rule.of_kernels(weight, kernels)
-        kernels = kernels.reshape(rule.points, outputs, -1)  # (P, O, C·kh)
-        packed = self.new_buffer((kernels.size,), np.float32)
-        pack = self._kernels.pack.compiled
-        self.workers.run(
-            lambda point: pack(kernels, packed, point, point + 1),
-            rule.points,
-            kernels.size * PACK_SECONDS,
-            blas=False,
+    @staticmethod
+    def applies(problem: Problem, limit: int) -> bool:
+        """Whether it is made for a problem of float32, faster, and within ``limit`` bytes."""
+        window, batch, inputs, outputs, groups, _ = problem
+        if groups > 1 or not is_stride_one(window):
+            return False
+        width = window.output_size[1]
+        return (
+            window.kernel_size[1] in tuning.COMPILED_KERNELS
+            and min(inputs, outputs) >= tuning.COMPILED_CHANNELS
+            and batch >= tuning.COMPILED_SAMPLES
+            and -(-width // tuning.COMPILED_M) * tuning.COMPILED_M <= tuning.COMPILED_WASTE * width
+            and tile_bytes(problem, tuning.COMPILED_TILE_ROWS)
+            <= min(limit, 4 * tuning.COMPILED_TILE_BYTES)
         )
-        zeros = np.zeros(rule.points * outputs, np.float32)
-        offsets = np.zeros(outputs, np.float32) if bias is None else np.ascontiguousarray(bias)
-        tiles = _tiles(window, x.shape[0], channels, outputs)
-        sizes = np.empty(len(tiles), np.float32)
-        correlate = self._kernels.correlate.compiled
-        from_points = self._filter_kernels.from_points.compiled
-        magnitude = self._filter_kernels.magnitude.compiled
 
-        def compute(index: int) -> None:
-            rows, samples = tiles[index]
-            seen = self._seen_at_points(source, rule, window, rows, samples)
-            count, groups, batch = rows.stop - rows.start, seen.shape[3], seen.shape[4]
-            shape = (rule.points, outputs, count, groups, batch)
-            products = self.scratch("products", shape, np.float32)
-            tables = _rows_of(seen.shape[2], height, groups, batch)
-            correlate(
-                _in_line(seen), packed, zeros, _in_line(products), rule.points, *tables, 0,
-                len(tables[0]) * len(tables[1]), False,
-            )  # fmt: skip
-            magnitude(products.reshape(-1), sizes, index)
-            waste = self.scratch("waste", (batch,), np.float32)
-            place = rows.start, samples.start
-            from_points(products, offsets, target, waste, width, *place, relu)
+    def plan(self, limit: int) -> None:
+        products = self.transforms.points / (tuning.COMPILED_M * self.problem.window.kernel_size[1])
+        self.seconds = products * direct_seconds(self.problem)
+        self.work = self.problem.multiply_adds * tuning.SECONDS_PER_MULTIPLY_ADD
+        self.tiles = compiled_tiles(self.problem)
+        self.workspace_bytes = tile_bytes(self.problem, self.tiles[0].sizes[0])
 
-        self.workers.run(compute, len(tiles), _seconds(y.size, weight.shape), blas=False)
-        return y if np.all(sizes < LARGEST) else None
+    def factor(self, weight: Array, bias: Array | None = None, relu: bool = False) -> Factor:
+        """G g, packed for `correlate`."""
+        points, outputs = self.transforms.points, weight.shape[0]
+        values = self.filter_transform(weight).reshape(points, outputs, -1)  # (P, O, C·kh)
+        packed = self.backend.new_buffer((values.size,), FLOAT32)
+        pack = self.backend.kernels.pack.compiled
+        seconds = values.size * tuning.SECONDS_PER_PACKED_WEIGHT
+        self.backend.workers.run(
+            lambda point: pack(values, packed, point, point + 1), range(points), seconds, blas=False
+        )
+        offsets = self._no_bias[:outputs] if bias is None else np.ascontiguousarray(bias)
+        return Factor(packed, offsets, relu)
 
-    def _filtered_weight_grad(
-        self, x: Array, grad_output: Array, weight_shape: Shape, window: Window, parts: int
-    ) -> Array | None:
-        """δK, summed up in ``parts`` parts."""
-        outputs, channels, height, width = weight_shape
-        rule = minimal_filter(OUTPUTS, width)
-        source, delta = buffer_of(x), buffer_of(grad_output)
-        tiles = _tiles(window, x.shape[0], channels, outputs)
-        sums = np.zeros((parts, rule.points * outputs, channels, 1, height), np.float32)
-        numbers = np.array((1, 1, 0, 0, 1, 1))
-        to_points = self._filter_kernels.to_points.compiled
-        add_weight_grad = self._kernels.add_weight_grad.compiled
+    def zero_sums(self, count: int) -> Array:
+        height = self.problem.window.kernel_size[0]
+        rows = self.transforms.points * self.problem.outputs
+        return np.zeros((count, rows, self.problem.inputs, 1, height), FLOAT32)
 
-        def add(part: int) -> None:
-            for rows, samples in tiles[part::parts]:
-                seen = self._seen_at_points(source, rule, window, rows, samples)
-                count, groups, batch = rows.stop - rows.start, seen.shape[3], seen.shape[4]
-                shape = (rule.points, outputs, count, groups, batch)
-                slopes = self.scratch("products", shape, np.float32)
-                place = rows.start, samples.start
-                to_points(delta, ZEROS, slopes, -width, *place, OUTPUTS, 0)
-                add_weight_grad(
-                    _in_line(seen), _in_line(slopes), sums[part], rule.points, numbers, count, 0, 1,
-                )  # fmt: skip
+    @QUIETLY
+    def weight_of(self, total: Array) -> Array | None:
+        shape = self.transforms.points, self.problem.outputs, self.problem.inputs
+        values = total.reshape(*shape, -1)  # (P, O, C, kh)
+        if not np.abs(values).sum() < tuning.LARGEST_SUM:
+            return None
+        weight = self.filter_of(values)
+        return None if weight is None else np.ascontiguousarray(weight)
 
-        self.workers.run(add, parts, _seconds(grad_output.size, weight_shape), blas=False)
-        with np.errstate(over="ignore", invalid="ignore"):
-            total = sums.sum(axis=0).reshape(rule.points, outputs, channels, height)
-            if not np.abs(total).sum() < LARGEST:
-                return None
-        return np.ascontiguousarray(rule.to_kernels(total))
-
-    def _seen_at_points(
-        self, source: Array, rule: Filter, window: Window, rows: slice, samples: slice
-    ) -> Array:
-        """What a tile sees: (P, C, rows + kh − 1, groups, samples), zeros above and below."""
+    def columns(self, buffer: Array, tile: Tile) -> Array:
+        """Bᵀ d: (P, C, rows + kh − 1, groups, samples), zeros above and below."""
+        window = self.problem.window
         (above, _), (left, _) = window.padding
-        lines = rows.stop - rows.start + window.kernel_size[0] - 1
-        groups = -(-window.output_size[1] // OUTPUTS)
-        shape = (rule.points, source.shape[0], lines, groups, samples.stop - samples.start)
-        values = self.scratch("points", shape, np.float32)
-        place = rows.start - above, samples.start
-        to_points = self._filter_kernels.to_points.compiled
-        to_points(source, ZEROS, values, window.kernel_size[1], *place, rule.points, left)
+        lines = tile.sizes[0] + window.kernel_size[0] - 1
+        values = self._values("columns", buffer.shape[0], lines, tile)
+        first = tile.region[0].start - above, tile.region[2].start
+        self.backend.kernels.to_points.compiled(
+            buffer,
+            ZEROS,
+            values,
+            window.kernel_size[1],
+            *first,
+            self.transforms.points,
+            left,
+        )
         return values
 
+    def slopes(self, buffer: Array, tile: Tile) -> Array:
+        """A u: (P, O, rows, groups, samples)."""
+        values = self._values("products", buffer.shape[0], tile.sizes[0], tile)
+        first = tile.region[0].start, tile.region[2].start
+        width = self.problem.window.kernel_size[1]
+        self.backend.kernels.to_points.compiled(
+            buffer, ZEROS, values, -width, *first, tuning.COMPILED_M, 0
+        )
+        return values
 
-@lru_cache(maxsize=512)
-def is_worth_filtering(window: Window, batch: int, outputs: int, channels: int, limit: int) -> bool:
-    """Whether minimal filtering is made for the convolution, faster, and within ``limit`` bytes."""
-    if window.ndim != 2 or {*window.stride, *window.dilation} != {1}:
-        return False
-    width = window.output_size[1]
-    return (
-        window.kernel_size[1] in WIDTHS
-        and min(channels, outputs) >= CHANNELS
-        and batch >= SAMPLES
-        and -(-width // OUTPUTS) * OUTPUTS <= 1.3 * width
-        and _tile_bytes(window, LEAST_ROWS, channels, outputs) <= min(limit, 4 * TILE_BYTES)
-    )
+    def multiply(self, factor: Factor, columns: Array, target: Array, tile: Tile) -> bool:
+        """Aᵀ of the products, plus offsets."""
+        points, _, lines, groups, samples = columns.shape
+        products = self._values("products", target.shape[0], tile.sizes[0], tile)
+        tables = line_positions(lines, self.problem.window.kernel_size[0], groups * samples)
+        parts = len(tables[0]) * len(tables[1])
+        kernel = self.backend.kernels
+        kernel.correlate.compiled(
+            in_line(columns), factor.kernels, self._no_bias, in_line(products), points, *tables, 0,
+            parts, False,
+        )  # fmt: skip
+        size = self.backend.scratch("size", (1,), FLOAT32)
+        kernel.magnitude.compiled(products.reshape(-1), size)
+        waste = self.backend.scratch("waste", (samples,), FLOAT32)
+        first = tile.region[0].start, tile.region[2].start
+        width = self.problem.window.kernel_size[1]
+        kernel.to_outputs.compiled(
+            products, factor.offsets, target, waste, width, *first, factor.relu
+        )
+        return bool(size[0] < tuning.LARGEST_SUM)
+
+    def correlate(self, slopes: Array, columns: Array, total: Array) -> None:
+        self.backend.kernels.add_weight_grad.compiled(
+            in_line(columns), in_line(slopes), total, self.transforms.points, UNIT_WINDOW,
+            slopes.shape[2], 0, 1,
+        )  # fmt: skip
+
+    def _values(self, name: str, channels: int, lines: int, tile: Tile) -> Array:
+        """Scratch memory for the values of a tile at all points."""
+        groups = -(-tile.sizes[1] // tuning.COMPILED_M)
+        shape = (self.transforms.points, channels, lines, groups, tile.sizes[2])
+        return self.backend.scratch(name, shape, FLOAT32)
 
 
-def _tile_bytes(window: Window, rows: int, channels: int, outputs: int) -> int:
+def direct_seconds(problem: Problem) -> float:
+    """Roughly, of the sum over taps in registers, whose blocks hold several outputs of a group."""
+    outputs = problem.outputs // problem.groups
+    return problem.multiply_adds * tuning.DIRECT_NS_PER_MULTIPLY_ADD * (1 + 2 / outputs) * 1e-9
+
+
+def tile_bytes(problem: Problem, rows: int) -> int:
     """Bytes that the values at all points of ``rows`` rows take, of the input and of the output."""
-    (height, width), columns = window.kernel_size, window.output_size[1]
-    values = (OUTPUTS + width - 1) * -(-columns // OUTPUTS) * SAMPLES
-    return 4 * values * (channels * (rows + height - 1) + outputs * rows)
+    (height, width), columns = problem.window.kernel_size, problem.window.output_size[1]
+    values = (
+        (tuning.COMPILED_M + width - 1) * -(-columns // tuning.COMPILED_M) * tuning.COMPILED_SAMPLES
+    )
+    return 4 * values * (problem.inputs * (rows + height - 1) + problem.outputs * rows)
 
 
-@lru_cache(maxsize=512)
-def _tiles(window: Window, batch: int, channels: int, outputs: int) -> list[tuple[slice, slice]]:
-    """Rows and samples of tiles whose values at all points stay in cache."""
-    height = window.output_size[0]
-    rows = min(LEAST_ROWS, height)
-    while rows < height and _tile_bytes(window, rows + 1, channels, outputs) <= TILE_BYTES:
+def compiled_tiles(problem: Problem) -> list[Tile]:
+    """Tiles of rows and samples whose values at all points stay in cache."""
+    (height, width), batch = problem.window.output_size, problem.batch
+    rows = min(tuning.COMPILED_TILE_ROWS, height)
+    while rows < height and tile_bytes(problem, rows + 1) <= tuning.COMPILED_TILE_BYTES:
         rows += 1
     count = -(-height // rows)
-    cuts = [height * index // count for index in range(count + 1)]  # as many for all, or one less
-    pieces = [slice(start, min(start + SAMPLES, batch)) for start in range(0, batch, SAMPLES)]
-    return list(product(starmap(slice, pairwise(cuts)), pieces))
+    ends = [height * index // count for index in range(count + 1)]  # as many for all, or one less
+    samples = [
+        slice(start, min(start + tuning.COMPILED_SAMPLES, batch))
+        for start in range(0, batch, tuning.COMPILED_SAMPLES)
+    ]
+    columns = slice(0, width)
+    return [
+        tile_of(problem.window, batch, (slice(*part), columns, some), slice(*part), columns)
+        for part, some in product(pairwise(ends), samples)
+    ]
 
 
-def _in_line(values: Array) -> Array:
+def in_line(values: Array) -> Array:
     """Values (P, C, rows, groups, n) as planes (P·C, 1, rows, groups·n) of one row each."""
     return values.reshape(-1, 1, values.shape[2], values.shape[3] * values.shape[4])
 
 
 @lru_cache(maxsize=512)
-def _rows_of(lines: int, height: int, groups: int, batch: int) -> tuple[Array, ...]:
-    """Tables for `cpu_kernels.correlate` of a kernel of one column without padding."""
-    return positions(conv_window((1, lines), (1, height)), groups * batch, False)
-
-
-def _seconds(outputs: int, weight_shape: Shape) -> float:
-    return outputs * math.prod(weight_shape[1:]) / FLOPS
+def line_positions(lines: int, height: int, length: int) -> tuple[Array, ...]:
+    """Tables for `correlate` of a kernel of one column over ``lines`` of so many elements."""
+    return positions(conv_window((1, lines), (1, height)), length, False)

@@ -1,66 +1,20 @@
 """The NumPy backend: cache-sized tiles on several threads, in memory that is used again."""
 
-import platform
-from typing import Any
-
-import numpy as np
-
-from arraycnn.arrays import Array, Shape
 from arraycnn.backends.backend import Backend
 from arraycnn.backends.cpu.convolution import CpuConvolution
+from arraycnn.backends.cpu.dense import CpuDense
 from arraycnn.backends.cpu.elementwise import CpuElementwise
-from arraycnn.backends.cpu.memory import BlockPool, Scratch
-from arraycnn.backends.cpu.threads import Workers, describe_blas
+from arraycnn.backends.cpu.normalization import CpuNormalization
+from arraycnn.backends.cpu.pooling import CpuPooling
 from arraycnn.backends.cpu.updates import CpuUpdates
 
-KEPT_BYTES = 1 << 30  # recycled memory is given back to the system above this
 
-
-class CpuBackend(CpuConvolution, CpuElementwise, CpuUpdates, Backend):
+class CpuBackend(
+    CpuConvolution, CpuPooling, CpuNormalization, CpuDense, CpuElementwise, CpuUpdates, Backend
+):
     """NumPy arrays in host memory.
 
     Attributes:
         num_threads: threads that an operation may use; by default ``$ARRAYCNN_NUM_THREADS``, else
             the processors of this process. May be assigned; results do not depend on it.
     """
-
-    def __init__(self) -> None:
-        super().__init__("cpu", np, workspace_limit=64 << 20)
-        self.blocks = BlockPool(KEPT_BYTES)
-        self.scratch = Scratch(self.blocks)
-        self.workers = Workers(self.scratch.give_back)
-
-    @property
-    def num_threads(self) -> int:
-        return self.workers.count
-
-    @num_threads.setter
-    def num_threads(self, count: int) -> None:
-        self.workers.count = count
-
-    def owns(self, x: Any) -> bool:
-        return isinstance(x, np.ndarray)
-
-    def new_buffer(self, shape: Shape, dtype: Any) -> Array:
-        return self.blocks.empty(shape, dtype)
-
-    def asarray(self, x: Any, dtype: Any = None) -> Array:
-        if not isinstance(x, np.ndarray) and hasattr(x, "__cuda_array_interface__"):
-            raise TypeError(
-                "backend 'cpu' was given an array on a CUDA device; copy it to the host first, "
-                "e.g. with cupy.asnumpy(x)"
-            )
-        return np.asarray(x, dtype)
-
-    def to_numpy(self, x: Array) -> Array:
-        return np.asarray(x)
-
-    def synchronize(self) -> None:
-        """Nothing to wait for: NumPy has finished when it returns."""
-
-    def describe(self) -> str:
-        threads = f"{self.num_threads} thread{'s' if self.num_threads > 1 else ''}"
-        return (
-            f"cpu: {platform.processor() or platform.machine()}, {threads}, "
-            f"NumPy {np.__version__} with {describe_blas()}, no Numba"
-        )

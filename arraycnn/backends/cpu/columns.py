@@ -1,8 +1,9 @@
-"""The columns of a convolution on the CPU, made piece by piece while they are in cache.
+"""Convolution on the CPU tile by tile: columns, and their products while they are in cache.
 
-Rows of an image share their columns. Each input row is written once for every tap of the other
-dimensions; what output row y sees is then the stretch of rows y·s … y·s + kh − 1, which lies there
-as a matrix already:
+A tile is a region of the output, computed by matrix products of kernels and columns. Rows of an
+image share plain columns: each input row is written once for every tap of the other dimensions. The
+patches of output row y are then the stretch of rows y·s … y·s + kh − 1, which lies there as a
+matrix already:
 
     lines     (rows, kw·C, L)              each row of the input, for L outputs of a row
     columns   (output rows, kh·kw·C, L)    overlapping views of the lines
@@ -11,148 +12,267 @@ so kh times less is copied than with a column per output. Where rows do not over
 all taps are written out, and a matrix runs over as many rows as it likes.
 """
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import lru_cache
+from operator import mul
 from typing import NamedTuple
 
 import numpy as np
 
 from arraycnn.arrays import Array, Shape
-from arraycnn.backends.cpu.memory import Scratch
-from arraycnn.backends.cpu.threads import WORTHWHILE
+from arraycnn.backends.cpu import tuning
+from arraycnn.backends.cpu.device import CpuDevice
+from arraycnn.backends.cpu.memory import zeros
+from arraycnn.backends.cpu.threads import one_blas_thread
+from arraycnn.backends.cpu.tiles import (
+    Block,
+    Tile,
+    column_bytes,
+    column_length,
+    column_tiles,
+    shares_rows,
+    tasks_of,
+)
 from arraycnn.backends.memory_format import buffer_of
-from arraycnn.backends.reference.convolution import Tile, grouped, tile_runs
+from arraycnn.backends.reference.algorithm import Algorithm, Problem, im2col_seconds
+from arraycnn.backends.reference.convolution import Im2col, adjoint_kernels, grouped, region_runs
 from arraycnn.geometry import Window
 
-TILE_BYTES = 4 << 20  # columns this large are still in cache when they are multiplied
-LENGTHS = (256, 8192)  # shorter matrices starve the product, longer ones gain nothing
-PRODUCTS = 1 << 18  # numbers that are kept until they are added up
-PIECES = 4  # at least, of work that is worth sharing
-FLOPS = 1e11  # a guess at multiply-adds per second of one core …
-BYTES = 1e10  # … and at bytes copied, to see what is worth a thread
+
+class Factor(NamedTuple):
+    """What the columns are multiplied by, and what is done to the products."""
+
+    kernels: Array
+    offsets: Array | None = None
+    relu: bool = False
 
 
-class Piece(NamedTuple):
-    """A piece of the output that is computed at a time."""
+class Columns(Algorithm):
+    """A convolution as products of kernels and columns, tile by tile, on several threads.
 
-    tile: Tile
-    rows: slice  # matrices of the output …
-    run: slice  # … and the elements of each
+    Plain columns are matrices (G, R, K, L): L elements in each of R rows of the output. Subclasses
+    have other kernels and columns, and may find the result of a tile to be wrong: then the next
+    algorithm computes all.
 
-
-class Columns:
-    """What a convolution's outputs see, piece by piece: matrices (G, R, K, L).
-
-    A buffer (C, *out, N) is cut into matrices (G, R, C/G, L) of L elements in each of R rows.
+    Attributes:
+        tiles: regions that cover the output.
+        work: seconds of one core at its best, which say whether threads are worth it.
     """
 
-    finite = True  # so far, as far as it matters
+    backend: CpuDevice
+    tiles: list[Tile]
 
-    def __init__(
-        self, scratch: Scratch, limit: int, x: Array, window: Window, groups: int, outputs: int
-    ) -> None:
-        self.scratch, self.window = scratch, window
-        self.groups = self.stack = groups
-        self.buffer = buffer_of(x)  # (C, *S, N)
-        self.shared = shares_rows(window, x.shape[0])
-        self.depth: int = x.shape[1] // groups * window.taps  # K
-        self.per_channel: Shape = (groups, 1, -1, 1)  # the shape in which a bias meets the matrices
-        column = self.depth * groups * x.dtype.itemsize
-        total = window.positions * x.shape[0]
-        self.seconds = total * (self.depth * outputs / FLOPS + column / BYTES)
+    def __init__(self, backend: CpuDevice, problem: Problem) -> None:
+        super().__init__(backend, problem)
+        self.plan(backend.workspace_limit)
+
+    def plan(self, limit: int) -> None:
+        """Estimate the work, and cut it into tiles with no more than ``limit`` bytes of columns."""
+        window, batch, inputs, outputs, groups, dtype = problem = self.problem
+        self.seconds, self.workspace_bytes = column_seconds(problem), 0
+        self.shares = not window.is_pointwise  # else there is nothing to share
+        self.depth: int = inputs // groups * window.taps  # K
+        self.shared = shares_rows(window, batch)
+        self.rows = window.output_size[0] if self.shared else 1
+        column = problem.column_bytes
+        seconds = (
+            self.depth * outputs * tuning.SECONDS_PER_MULTIPLY_ADD
+            + column * tuning.SECONDS_PER_COPIED_BYTE
+        )
+        self.work: float = window.positions * batch * seconds
         if window.is_pointwise:  # nothing is copied
-            column += outputs * x.dtype.itemsize
-        self.pieces = pieces(window, x.shape[0], column, limit, parts_of(self.seconds))
+            column += outputs * dtype.itemsize
+        else:
+            self.workspace_bytes = column_bytes(window, batch, column, limit)
+        self.tiles = column_tiles(window, batch, column, limit, tasks_of(self.work))
 
-    def __len__(self) -> int:
-        return len(self.pieces)
+    def forward(self, x: Array, weight: Array, bias: Array | None, relu: bool) -> Array | None:
+        window, batch, _, outputs, _, dtype = self.problem
+        h = self.backend.empty((batch, outputs, *window.output_size), dtype)
+        source, target = buffer_of(x), buffer_of(h)
+        factor = self.factor(weight, bias, relu)
+        wrong: list[Tile] = []
 
-    def kernels(self, weight: Array) -> Array:
-        """Weights (O, C/G, *kernel) as matrices (G, 1, O/G, K), K in the order of the columns."""
-        taps = weight.reshape(*weight.shape[:2], self.window.taps).swapaxes(1, 2)  # (O, taps, C/G)
-        return taps.reshape(self.groups, 1, -1, self.depth)
+        def compute(tile: Tile) -> None:
+            if not self.multiply(factor, self.columns(source, tile), target, tile):
+                wrong.append(tile)
 
-    def weight_of(self, kernels: Array) -> Array:
-        """The inverse of `kernels`: (G, O/G, K) → (O, C/G, *kernel)."""
-        taps = kernels.reshape(-1, self.window.taps, self.depth // self.window.taps).swapaxes(1, 2)
-        return taps.reshape(*taps.shape[:2], *self.window.kernel_size)
+        self.backend.workers.run(compute, self.tiles, self.work)
+        return None if wrong else h
 
-    def part(self, buffer: Array, index: int) -> Array:
-        """A piece of a buffer (C, *out, N) as matrices (G, R, C/G, L)."""
-        piece, rows = self.pieces[index], self.window.output_size[0] if self.shared else 1
-        channels = grouped(buffer, self.groups)  # (G, C/G, L·N)
-        matrices = channels.reshape(*channels.shape[:2], rows, channels.shape[2] // rows)
-        return matrices[:, :, piece.rows, piece.run].swapaxes(1, 2)
+    def weight_grad(self, x: Array, grad_output: Array) -> Array | None:
+        source, delta = buffer_of(x), buffer_of(grad_output)
 
-    def fill(self, index: int) -> Array:
-        """The columns (G, R, K, L) of a piece, lent to the thread until the next call."""
-        if self.window.is_pointwise:
-            return self.part(self.buffer, index)
-        window, tile = self.window, self.pieces[index].tile
-        block = self._block(tile)  # (C, *sizes, n)
-        channel, *spatial, sample = block.strides
-        taps = [step * d for step, d in zip(spatial, window.dilation, strict=True)]
-        positions = [step * s for step, s in zip(spatial, window.stride, strict=True)]
-        sizes = [part.stop - part.start for part in tile]
+        def add(tile: Tile, total: Array) -> None:
+            slopes = self.slopes(delta, tile)
+            self.correlate(slopes, self.columns(source, tile).conj(), total)
+
+        return self._sum(add)
+
+    def adjoint_grads(
+        self, grad_output: Array, x: Array, kernels: Array
+    ) -> tuple[Array, Array] | None:
+        # δx = K̃ columns(Δ) with the flipped kernels K̃, and since δK sums over the same pairs of x
+        # and Δ, its flip is x columns(Δ)ᴴ. One filling instead of two.
+        grad_x = self.backend.empty(x.shape, x.dtype)
+        source, target, inputs = buffer_of(grad_output), buffer_of(grad_x), buffer_of(x)
+        factor = self.factor(kernels)
+        wrong: list[Tile] = []
+
+        def add(tile: Tile, total: Array) -> None:
+            columns = self.columns(source, tile)
+            if not self.multiply(factor, columns, target, tile):
+                wrong.append(tile)
+            self.correlate(self.slopes(inputs, tile).conj(), columns, total)
+
+        grad = self._sum(add)  # (C, O, *kernel)
+        return None if wrong or grad is None else (grad_x, adjoint_kernels(grad, 1).conj())
+
+    def _sum(self, add: Callable[[Tile, Array], None]) -> Array | None:
+        """The weights whose kernels are the sum of what ``add(tile, total)`` adds to a total."""
+        count = max(1, min(tuning.PARTIAL_SUMS, len(self.tiles)))
+        sums = self.zero_sums(count)
+
+        def accumulate(index: int) -> None:
+            total = sums[index]
+            for tile in self.tiles[index::count]:
+                add(tile, total)
+
+        self.backend.workers.run(accumulate, range(count), 2 * self.work)
+        return self.weight_of(np.add.reduce(sums, axis=0))
+
+    def factor(self, weight: Array, bias: Array | None = None, relu: bool = False) -> Factor:
+        """Weights (O, C/G, *kernel) as kernels (G, 1, O/G, K), K in the order of the columns."""
+        taps = weight.reshape(*weight.shape[:2], self.problem.window.taps).swapaxes(1, 2)
+        kernels = taps.reshape(self.problem.groups, 1, -1, self.depth)  # from (O, taps, C/G)
+        offsets = None if bias is None else bias.reshape(self.problem.groups, 1, -1, 1)
+        return Factor(kernels, offsets, relu)
+
+    def weight_of(self, total: Array) -> Array | None:
+        """The adjoint of `factor`: a total (G, O/G, K) as weights, None where it is wrong."""
+        window = self.problem.window
+        taps = total.reshape(-1, window.taps, self.depth // window.taps).swapaxes(1, 2)
+        return taps.reshape(*taps.shape[:2], *window.kernel_size)
+
+    def zero_sums(self, count: int) -> Array:
+        """``count`` totals for `correlate`, all zero."""
+        outputs, groups = self.problem.outputs, self.problem.groups
+        return np.zeros((count, groups, outputs // groups, self.depth), self.problem.dtype)
+
+    def columns(self, buffer: Array, tile: Tile) -> Array:
+        """The columns of a tile, from the buffer (C, *S, N); lent until the thread's next call."""
+        window, groups = self.problem.window, self.problem.groups
+        if window.is_pointwise:
+            return self.slopes(buffer, tile)
+        base, offset = padded_block(self.backend, buffer, tile.block)
+        channel, *spatial, sample = base.strides
+        inputs = base.shape[0] // groups
         own = int(self.shared)  # the first dimension whose taps are written out
-        lines, line = (block.shape[1], spatial[0]) if self.shared else (1, 0)
-        inputs = block.shape[0] // self.groups
-        seen = np.lib.stride_tricks.as_strided(
-            block,
-            (self.groups, lines, *window.kernel_size[own:], inputs, *sizes[own:]),
-            (inputs * channel, line, *taps[own:], channel, *positions[own:], sample),
+        lines, line = (tile.block.sizes[0], spatial[0]) if self.shared else (1, 0)
+        taps = map(mul, spatial[own:], window.dilation[own:])
+        positions = map(mul, spatial[own:], window.stride[own:])
+        patches = np.ndarray(
+            (groups, lines, *window.kernel_size[own:], inputs, *tile.sizes[own:]),
+            base.dtype,
+            base,
+            offset,
+            (inputs * channel, line, *taps, channel, *positions, sample),
         )
-        filled = self.scratch("columns", seen.shape, seen.dtype)
-        np.copyto(filled, seen)
-        rows, step, span = (
-            (sizes[0], window.stride[0], window.kernel_size[0]) if self.shared else (1, 1, 1)
-        )
-        return overlapping(filled, rows, step, self.depth, self.depth // span)
+        filled = self.backend.scratch("columns", patches.shape, patches.dtype)
+        np.copyto(filled, patches)
+        if self.shared:
+            line_depth = self.depth // window.kernel_size[0]
+            return overlapping(filled, tile.sizes[0], window.stride[0], self.depth, line_depth)
+        return filled.reshape(groups, 1, self.depth, -1)
 
-    def at_points(self, buffer: Array, index: int) -> Array:
-        """A piece of a buffer as the factor of the columns in a sum over outputs."""
-        return self.part(buffer, index)
+    def slopes(self, buffer: Array, tile: Tile) -> Array:
+        """A tile of a buffer (O, *out, N), as the other factor in a sum over outputs."""
+        channels = grouped(buffer, self.problem.groups)  # (G, O/G, L·N)
+        length = channels.shape[2] // self.rows
+        matrices = channels.reshape(channels.shape[0], channels.shape[1], self.rows, length)
+        return matrices[:, :, tile.rows, tile.run].swapaxes(1, 2)  # (G, R, O/G, L)
 
-    def multiply(
-        self, kernels: Array, columns: Array, out: Array, offsets: Array | None = None
-    ) -> None:
-        """Products of `kernels` and the columns of a piece, plus offsets ``per_channel``, into that
-        part of the output."""
-        np.matmul(kernels, columns, out=out)
-        if offsets is not None:
-            np.add(out, offsets, out=out)
+    def multiply(self, factor: Factor, columns: Array, target: Array, tile: Tile) -> bool:
+        """Write the products into a tile of ``target`` (O, *out, N); whether they are right."""
+        out = self.slopes(target, tile)
+        np.matmul(factor.kernels, columns, out=out)
+        if factor.offsets is not None:
+            np.add(out, factor.offsets, out=out)
+        if factor.relu:
+            np.maximum(out, zeros(out.shape[-1], out.dtype), out=out)
+        return True
 
-    def correlate(self, factors: Array, columns: Array, total: Array) -> None:
-        """Add Σ a vᵀ over the rows: a (G, R, O/G, L), columns v (G, R, K, L), total (G, O/G, K)."""
-        step = max(1, PRODUCTS // total.size)
+    def correlate(self, slopes: Array, columns: Array, total: Array) -> None:
+        """Add Σ a vᵀ over rows: a (G, R, O, L), columns v (G, R, K, L), total (G, O, K)."""
+        step = max(1, tuning.PRODUCT_ELEMENTS // total.size)
         for y in range(0, columns.shape[1], step):
-            rows = factors[:, y : y + step], columns[:, y : y + step].swapaxes(2, 3)
-            shape = (total.shape[0], rows[0].shape[1], *total.shape[1:])
-            products = self.scratch("products", shape, total.dtype)
-            np.add(total, np.matmul(*rows, out=products).sum(axis=1), out=total)
+            some = slopes[:, y : y + step]
+            shape = (total.shape[0], some.shape[1], *total.shape[1:])
+            products = self.backend.scratch("products", shape, total.dtype)
+            np.matmul(some, columns[:, y : y + step].swapaxes(2, 3), out=products)
+            np.add(total, np.add.reduce(products, axis=1), out=total)
 
-    def _block(self, tile: Tile) -> Array:
-        """The padded input that the outputs of a tile see: (C, *sizes, n)."""
-        window = self.window
-        inside, place, sizes = [], [], []
-        for part, s, (before, _), extent, i in zip(
-            tile[:-1], window.stride, window.padding, window.extent, window.input_size, strict=True
-        ):
-            start, stop = part.start * s - before, (part.stop - 1) * s - before + extent
-            here = slice(max(0, start), max(0, min(stop, i)))
-            inside.append(here)
-            place.append(slice(here.start - start, here.stop - start))
-            sizes.append(stop - start)
-        found = self.buffer[(slice(None), *inside, tile[-1])]
-        if found.shape[1:-1] == tuple(sizes):
-            return found
-        block = self.scratch("block", (found.shape[0], *sizes, found.shape[-1]), found.dtype)
-        for axis, inner in enumerate(place, 1):
-            for border in (slice(0, inner.start), slice(inner.stop, None)):
-                block[(slice(None),) * axis + (border,)] = 0
-        block[(slice(None), *place)] = found
-        return block
+    def input_grad(self, grad_output: Array, weight: Array) -> Array | None:
+        """col2im: columns of x's size are added where they came from, blocks of channels at a time.
+
+        They go to different threads: no two of them add to the same element.
+        """
+        window, batch, channels, outputs, groups, dtype = self.problem
+        delta = grouped(buffer_of(grad_output), groups)  # (G, O/G, L·N)
+        kernels = weight.reshape(groups, outputs // groups, -1).conj().swapaxes(1, 2)
+        padded = self.backend.new_buffer((channels, *window.padded_size, batch), dtype)
+        per_group, taps = channels // groups, window.taps
+        tasks = max(1, tasks_of(self.work) // groups)
+        while per_group % tasks:
+            tasks //= 2
+        block = per_group // tasks
+        length = column_length(block * taps * dtype.itemsize, self.backend.workspace_limit)
+        regions = scatter_regions(window, batch, length)
+
+        def scatter(first: int) -> None:
+            group, start = divmod(first, per_group)
+            target = padded[first : first + block]
+            target[...] = 0
+            kernel = np.ascontiguousarray(kernels[group, start * taps : (start + block) * taps])
+            for run, sizes, inputs, places in regions:
+                shape = (kernel.shape[0], run.stop - run.start)
+                columns = self.backend.scratch("columns", shape, dtype)
+                np.matmul(kernel, delta[group][:, run], out=columns)
+                columns = columns.reshape(block, taps, *sizes)
+                patches = target[inputs]
+                for tap, place in enumerate(places):
+                    patches[place] += columns[:, tap]
+
+        self.backend.workers.run(scatter, range(0, channels, block), self.work)
+        return self.backend.unpadded(padded, window)
+
+
+class SmallColumns(Columns):
+    """Columns that are too few for anything but making and multiplying them."""
+
+    def __init__(self, backend: CpuDevice, problem: Problem) -> None:
+        super().__init__(backend, problem)
+        self._plain = Im2col(backend, problem)
+        self.workspace_bytes = self._plain.workspace_bytes
+
+    def forward(self, x: Array, weight: Array, bias: Array | None, relu: bool) -> Array | None:
+        with one_blas_thread:
+            return self._plain.forward(x, weight, bias, relu)
+
+    def weight_grad(self, x: Array, grad_output: Array) -> Array | None:
+        with one_blas_thread:
+            return self._plain.weight_grad(x, grad_output)
+
+
+def padded_block(backend: CpuDevice, buffer: Array, block: Block) -> tuple[Array, int]:
+    """An array with the block of every channel, and the bytes before it."""
+    if not block.borders:
+        return buffer, block.offset * buffer.itemsize
+    padded = backend.scratch("block", (buffer.shape[0], *block.sizes), buffer.dtype)
+    for border in block.borders:
+        padded[border] = 0
+    padded[block.inner] = buffer[block.inside]
+    return padded, 0
 
 
 def overlapping(lines: Array, rows: int, step: int, depth: int, line_depth: int) -> Array:
@@ -168,72 +288,31 @@ def overlapping(lines: Array, rows: int, step: int, depth: int, line_depth: int)
     )
 
 
-def shares_rows(window: Window, batch: int) -> bool:
-    """Whether output rows overlap in what they see, and are long enough to be multiplied alone."""
-    return (
-        window.stride[0] < window.kernel_size[0]
-        and window.dilation[0] == 1
-        and math.prod(window.output_size[1:]) * batch >= LENGTHS[0]
-    )
+def column_seconds(problem: Problem) -> float:
+    """Roughly; rows that share their columns copy a line of each."""
+    window = problem.window
+    copied = 1 / window.kernel_size[0] if shares_rows(window, problem.batch) else 1.0
+    return im2col_seconds(problem, 0.0 if window.is_pointwise else copied)
+
+
+class ScatterRegion(NamedTuple):
+    """A region of the output, and where in a padded buffer its columns are added."""
+
+    run: slice
+    sizes: Shape
+    inputs: tuple[slice, ...]  # from the first patch on …
+    places: list[tuple[slice, ...]]  # … those of each tap
 
 
 @lru_cache(maxsize=512)
-def pieces(window: Window, batch: int, column: int, limit: int, parts: int = 1) -> list[Piece]:
-    """Pieces whose columns, of ``column`` bytes each, take about ``TILE_BYTES``, and no more than
-    ``limit`` unless a single column does; at least ``parts`` where there are rows enough."""
-    if not batch:
-        return []
-    shortest, longest = LENGTHS
-    if not shares_rows(window, batch):
-        share = -(-window.positions * batch // parts)
-        length = min(
-            longest, max(shortest, min(TILE_BYTES // column, share)), max(1, limit // column)
-        )
-        return [
-            Piece(tile, slice(0, 1), run)
-            for tile, run in tile_runs((*window.output_size, batch), length)
-        ]
-    length = min(longest, max(shortest, TILE_BYTES // (3 * column)), max(1, limit // column))
-    found = tile_runs((*window.output_size[1:], batch), length)
-    span, stride, rows = window.kernel_size[0], window.stride[0], window.output_size[0]
-    lines = min(TILE_BYTES, limit) // (column // span * found[0][1].stop)
-    blocks = blocks_of([run for _, run in found], parts)
-    return [
-        Piece((part, *tile), part, run)
-        for part in row_blocks(rows, 1 + (lines - span) // stride, blocks)
-        for tile, run in found
-    ]
-
-
-def row_blocks(rows: int, most: int, parts: int) -> Iterator[slice]:
-    """Equal blocks of at most ``most`` rows, but at least one, and about ``parts`` at least."""
-    step = -(-rows // max(1, parts, -(-rows // max(1, most))))
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
-
-
-def blocks_of(runs: list[slice], parts: int) -> int:
-    """Blocks of rows that make ``parts`` pieces with each of the runs; runs of different lengths
-    are no equal shares."""
-    equal = runs[-1].stop - runs[-1].start == runs[0].stop
-    return parts // len(runs) if equal else parts
-
-
-def parts_of(seconds: float) -> int:
-    """Pieces that so much work should have, to be shared out to threads."""
-    if seconds < WORTHWHILE:
-        return 1
-    return 2 if seconds < PIECES * WORTHWHILE else PIECES
-
-
-def column_bytes(window: Window, batch: int, channels: int, itemsize: int, limit: int) -> int:
-    """Bytes of the columns that are held at a time, at most."""
-    if window.is_pointwise or not batch:
-        return 0
-    column = channels * window.taps * itemsize
-    piece = pieces(window, batch, column, limit)[0]
-    length: int = piece.run.stop
-    if not shares_rows(window, batch):
-        return length * column
-    lines: int = (piece.rows.stop - 1) * window.stride[0] + window.kernel_size[0]
-    return length * column // window.kernel_size[0] * lines
+def scatter_regions(window: Window, batch: int, length: int) -> list[ScatterRegion]:
+    """Regions of at most ``length`` columns."""
+    regions, places = [], {}
+    for region, run in region_runs((*window.output_size, batch), length):
+        sizes = tuple(part.stop - part.start for part in region)
+        if sizes not in places:
+            places[sizes] = window.tap_slices(tuple(slice(0, size) for size in sizes[:-1]))
+        starts = (part.start * s for part, s in zip(region[:-1], window.stride, strict=True))
+        inputs = (slice(None), *(slice(start, None) for start in starts), region[-1])
+        regions.append(ScatterRegion(run, sizes, inputs, places[sizes]))
+    return regions

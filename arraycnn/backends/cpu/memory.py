@@ -17,12 +17,9 @@ from typing import Any
 import numpy as np
 
 from arraycnn.arrays import Array, Shape
+from arraycnn.backends.cpu import tuning
 
-SMALLEST = 256 << 10  # below this, malloc reuses memory by itself
-GRAIN = 64 << 10
-ALIGNMENT = 64
-SEGMENT = 32 << 20  # bytes that are asked from the system at a time, at least …
-FIRST_SEGMENT = 3 << 20  # … but at first: from 4 MiB on NumPy asks for huge pages
+ALIGNMENT = 64  # bytes, a cache line
 
 
 class BlockPool:
@@ -35,6 +32,7 @@ class BlockPool:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._segments: list[_Segment] = []
+        self._unused = 0  # bytes in all gaps
         self._returned: deque[tuple[_Segment, int, int]] = deque()
         self._forget()
         os.register_at_fork(after_in_child=self._forget)
@@ -43,23 +41,28 @@ class BlockPool:
         """An uninitialised C-contiguous array."""
         dtype = np.dtype(dtype)
         nbytes = math.prod(shape) * dtype.itemsize
-        if nbytes < SMALLEST:
+        if nbytes < tuning.RECYCLED_BYTES:
             return np.empty(shape, dtype)
-        block = np.asarray(self._take(-(-nbytes // GRAIN) * GRAIN))
+        block = np.asarray(self._take(-(-nbytes // tuning.BLOCK_BYTES) * tuning.BLOCK_BYTES))
         return block[:nbytes].view(dtype).reshape(shape)
 
     def _take(self, size: int) -> "_Lease":
         with self._lock:
-            self._put_back()
+            if self._returned:
+                self._put_back()
             for segment in self._segments:
                 start = segment.cut(size)
                 if start is not None:
-                    return _Lease(self, segment, start, size)
-            least = SEGMENT if self._segments else FIRST_SEGMENT
-            segment = _Segment(max(size, least))
-            self._segments.append(segment)
-            segment.cut(size)
-            return _Lease(self, segment, 0, size)
+                    break
+            else:
+                least = tuning.SEGMENT_BYTES if self._segments else tuning.FIRST_SEGMENT_BYTES
+                segment = _Segment(max(size, least))
+                self._segments.append(segment)
+                self._unused += segment.memory.size
+                segment.cut(size)
+                start = 0
+            self._unused -= size
+            return _Lease(self, segment, start, size)
 
     def give_back(self, segment: "_Segment", start: int, stop: int) -> None:
         """Take a block that nobody refers to any more.
@@ -79,9 +82,10 @@ class BlockPool:
         while self._returned:
             segment, start, stop = self._returned.popleft()
             segment.join(start, stop)
-            unused = sum(stop - start for one in self._segments for start, stop in one.gaps)
-            if unused > self.capacity and segment.is_unused:
+            self._unused += stop - start
+            if self._unused > self.capacity and segment.is_unused:
                 self._segments.remove(segment)
+                self._unused -= segment.memory.size
 
     def _forget(self) -> None:
         """Make the lock anew: in a forked child another thread's hold on it would never end."""
@@ -102,10 +106,13 @@ class _Segment:
         return self.gaps == [(0, self.memory.size)]
 
     def cut(self, size: int) -> int | None:
-        """Where ``size`` bytes have been taken from the first gap that has them."""
+        """Take ``size`` bytes from the first gap that has them; where they begin."""
         for index, (start, stop) in enumerate(self.gaps):
-            if stop - start >= size:
-                self.gaps[index : index + 1] = [(start + size, stop)] * (stop - start > size)
+            if stop - start > size:
+                self.gaps[index] = (start + size, stop)
+                return start
+            if stop - start == size:
+                del self.gaps[index]
                 return start
         return None
 
@@ -146,6 +153,7 @@ class Scratch(threading.local):
     def __init__(self, blocks: BlockPool) -> None:
         self._blocks = blocks
         self._arrays: dict[str, Array] = {}
+        self._large: list[str] = []
 
     def __call__(self, name: str, shape: Shape, dtype: Any) -> Array:
         dtype = np.dtype(dtype)
@@ -153,13 +161,14 @@ class Scratch(threading.local):
         array = self._arrays.get(name)
         if array is None or array.size < nbytes:
             array = self._arrays[name] = self._blocks.empty((nbytes,), np.uint8)
+            if nbytes >= tuning.RECYCLED_BYTES:
+                self._large.append(name)
         return array[:nbytes].view(dtype).reshape(shape)
 
     def give_back(self) -> None:
         """Return the thread's large arrays."""
-        for name, array in list(self._arrays.items()):
-            if array.size >= SMALLEST:
-                del self._arrays[name]
+        while self._large:
+            self._arrays.pop(self._large.pop(), None)
 
 
 def zeros(length: int, dtype: Any) -> Array:

@@ -1,35 +1,38 @@
-"""Threads over the parts of one operation, with BLAS at one thread inside.
+"""Threads over the tasks of one operation, with BLAS at one thread inside.
 
 BLAS threads help large products only, and nothing else in a network. Here whole tiles (fill the
-columns, multiply, add the bias) are what runs in parallel. How work is cut into parts depends on
+columns, multiply, add the bias) are what runs in parallel. How work is cut into tasks depends on
 shapes alone, never on the number of threads, so results do not either.
 """
 
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import product
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from arraycnn.arguments import as_count
+from arraycnn.backends.cpu import tuning
 
 VARIABLE = "ARRAYCNN_NUM_THREADS"
-WORTHWHILE = 2e-4  # seconds of work; handing it to another thread costs a sixth of that
+
+T = TypeVar("T")
 
 
 class Workers:
-    """Runs parts of an operation on up to ``count`` threads, the caller's among them.
+    """Runs the tasks of an operation on up to ``count`` threads, the caller's among them.
 
-    ``finish`` is called in each of them when it has done its share.
+    ``finish`` is called in each of them at the end, after an error too.
 
-    An operation of a small network takes 0.2 ms, so what another thread may do is handed over in
-    a bare queue, and taken back if that thread has not begun when all is done.
+    An operation of a small network takes 0.2 ms, so what a helper may do is handed over in a bare
+    queue, and taken back if that thread has not begun when all is done.
     """
 
     def __init__(self, finish: Callable[[], None] = lambda: None) -> None:
@@ -48,27 +51,47 @@ class Workers:
         self._count = as_count("num_threads", count)
 
     def run(
-        self, part: Callable[[int], None], parts: int, seconds: float, blas: bool = True
+        self, task: Callable[[T], object], items: Sequence[T], seconds: float, blas: bool = True
     ) -> None:
-        """Call ``part(0)`` … ``part(parts − 1)``, in any order, at once where ``seconds``, a guess
-        at the work in all of them, is worth it. ``blas`` says whether they call BLAS."""
+        """Call ``task`` for each of the items, in any order; after an error no more are begun.
+
+        Args:
+            seconds: a guess at the work in all of them, which says whether threads are worth it.
+            blas: whether a task calls BLAS.
+        """
         if blas:
-            with one_blas_thread:
-                self.run(part, parts, seconds, blas=False)
-            return
-        helpers = min(self._count, parts) - 1
-        if helpers < 1 or seconds < WORTHWHILE or getattr(self._busy, "inside", False):
-            for index in range(parts):
-                part(index)
-            self._finish()
-            return
-        indices = iter(range(parts))  # next() on it is atomic
+            one_blas_thread.begin()
+        try:
+            helpers = min(self._count, len(items)) - 1
+            if (
+                helpers < 1
+                or seconds < tuning.THREAD_SECONDS
+                or getattr(self._busy, "inside", False)
+            ):
+                try:
+                    for item in items:
+                        task(item)
+                finally:
+                    self._finish()
+            else:
+                self._run_on_threads(task, items, helpers)
+        finally:
+            if blas:
+                one_blas_thread.end()
+
+    def _run_on_threads(
+        self, task: Callable[[T], object], items: Sequence[T], helpers: int
+    ) -> None:
+        remaining = iter(items)  # next() on it is atomic
 
         def work() -> None:
             self._busy.inside = True
             try:
-                for index in indices:
-                    part(index)
+                for item in remaining:
+                    task(item)
+            except BaseException:
+                deque(remaining, maxlen=0)  # nobody begins another
+                raise
             finally:
                 self._busy.inside = False
                 self._finish()
@@ -83,7 +106,7 @@ class Workers:
             _wait(shares)
 
     def _employ(self, helpers: int) -> None:
-        """Have so many threads that do the shares of any operation."""
+        """Start threads until there are ``helpers`` of them."""
         if self._employed >= helpers:
             return
         with self._lock:
@@ -92,14 +115,14 @@ class Workers:
                 self._employed += 1
 
     def _forget(self) -> None:
-        """A forked child has none of the threads."""
+        """Begin without threads: a forked child has none of them."""
         self._shares: SimpleQueue[_Share] = SimpleQueue()
         self._employed = 0
         self._lock = threading.Lock()
 
 
 class _Share:
-    """What another thread may do of one operation."""
+    """One helper's share of an operation, done by the helper or taken back by the caller."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         self._work = [work]  # whoever pops it decides: the helper does it, the caller cancels it
@@ -122,7 +145,7 @@ class _Share:
         self._done.release()
 
     def wait(self) -> None:
-        """Until it is done, or not at all if nobody has begun; raises the error that ended it."""
+        """Wait until it is done, not at all if nobody has begun; raise the error that ended it."""
         with suppress(IndexError):
             self._work.pop()
             return
@@ -137,12 +160,13 @@ class _Share:
 
 
 def _wait(shares: list[_Share]) -> None:
-    """For all of them, also where one raises."""
-    if shares:
-        try:
-            shares[0].wait()
-        finally:
-            _wait(shares[1:])
+    """Wait for all of them, also where one raises."""
+    try:
+        while shares:
+            shares.pop().wait()
+    finally:
+        if shares:
+            _wait(shares)
 
 
 def _serve(shares: "SimpleQueue[_Share]") -> None:
@@ -168,23 +192,32 @@ class _Blas:
         self._changed: list[tuple[_ThreadCount, int]] = []
         os.register_at_fork(after_in_child=self._forget)
 
-    def __enter__(self) -> None:
+    def begin(self) -> None:
         with self._lock:
             if self._libraries is None:
                 self._libraries = ThreadpoolController().select(user_api="blas").lib_controllers
                 self._counts = [_thread_count(library) for library in self._libraries]
             if not self._inside:
-                self._changed = [(one, n) for one in self._counts if (n := one.ask()) != 1]
-                for one, _ in self._changed:
-                    one.tell(1)
+                self._changed.clear()
+                for library in self._counts:
+                    count = library.ask()
+                    if count != 1:
+                        self._changed.append((library, count))
+                        library.tell(1)
             self._inside += 1
 
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
         with self._lock:
             self._inside -= 1
             if not self._inside:
-                for one, count in self._changed:
-                    one.tell(count)
+                for library, count in self._changed:
+                    library.tell(count)
+
+    def __enter__(self) -> None:
+        self.begin()
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     def describe(self) -> str:
         """Which BLAS NumPy uses, and for which processor."""
@@ -226,11 +259,11 @@ describe_blas = one_blas_thread.describe
 
 def _default_count() -> int:
     """``$ARRAYCNN_NUM_THREADS``, else the processors that this process may use."""
-    given = os.environ.get(VARIABLE)
-    if not given:
+    value = os.environ.get(VARIABLE)
+    if not value:
         if hasattr(os, "sched_getaffinity"):
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
-    if not given.isdecimal() or int(given) < 1:
-        raise ValueError(f"{VARIABLE} must be a positive integer, got {given!r}")
-    return int(given)
+    if not value.isdecimal() or int(value) < 1:
+        raise ValueError(f"{VARIABLE} must be a positive integer, got {value!r}")
+    return int(value)

@@ -4,38 +4,34 @@ from collections.abc import Sequence
 from typing import Any
 
 from arraycnn.arrays import Array
-from arraycnn.backends.cpu.elementwise import SECONDS
-from arraycnn.backends.cpu.threads import WORTHWHILE, Workers
+from arraycnn.backends.cpu import tuning
+from arraycnn.backends.cpu.device import CpuDevice, cuts
 from arraycnn.backends.reference.updates import Rule, UpdatePrimitives
 
-CHUNK = 1 << 16  # elements: so many of all arrays and temporaries stay in cache
+PASSES = 8  # over an element in an update, about
 
 
-class CpuUpdates(UpdatePrimitives):
+class CpuUpdates(CpuDevice, UpdatePrimitives):
     """See the base class for what is computed."""
-
-    workers: Workers
 
     def update_parameters(
         self, rule: Rule, arrays: Sequence[tuple[Array, ...]], **options: Any
     ) -> None:
-        elements, tasks = 0, []
+        elements, tasks, divisible = 0, [], hasattr(rule, "elementwise")
         for one in arrays:
             size = one[0].size
             elements += size
-            tasks += _chunks(one) if size > CHUNK and hasattr(rule, "elementwise") else [one]
-        seconds = elements * 8 * SECONDS
-        if seconds < WORTHWHILE:
+            tasks += _chunks(one) if size > tuning.UPDATE_ELEMENTS and divisible else [one]
+        seconds = elements * PASSES * tuning.SECONDS_PER_PASS
+        if seconds < tuning.THREAD_SECONDS:
             super().update_parameters(rule, tasks, **options)
             return
-        self.workers.run(
-            lambda index: rule(self.xp, *tasks[index], **options), len(tasks), seconds, blas=False
-        )
+        self.workers.run(lambda one: rule(self.xp, *one, **options), tasks, seconds, blas=False)
 
 
 def _chunks(arrays: tuple[Array, ...]) -> list[tuple[Array, ...]]:
-    """The same pieces of arrays of one shape."""
+    """The same pieces of arrays of one shape; themselves where one has gaps."""
     if not all(array.flags.c_contiguous for array in arrays):
         return [arrays]
     flat = [array.reshape(-1) for array in arrays]
-    return [tuple(a[i : i + CHUNK] for a in flat) for i in range(0, arrays[0].size, CHUNK)]
+    return [tuple(a[part] for a in flat) for part in cuts(arrays[0].size, tuning.UPDATE_ELEMENTS)]

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from arraycnn.arrays import Array, Shape
+from arraycnn.backends.cuda.device import CudaDevice
 from arraycnn.backends.cuda.kernels import ELEMENTS, Kernels
-from arraycnn.backends.memory_format import Layout
 from arraycnn.geometry import Window
 
 THREADS = 256  # of a block, where the kernel does not say otherwise
@@ -31,23 +31,43 @@ TENSOR_TABLE = np.dtype(
 STRUCTS = {"Window": WINDOW, "TensorTable": TENSOR_TABLE}
 
 
-class Launching(Layout):
-    """The part of the CUDA backend that prepares launches."""
+class Launching(CudaDevice):
+    """A CUDA device with our kernels."""
 
-    kernels: Kernels
+    def __init__(self, device: int) -> None:
+        super().__init__(device)
+        self.kernels = Kernels(self.xp, STRUCTS)
+        self.processors = int(self.device.attributes["MultiProcessorCount"])
 
-    def _element(self, *arrays: Array | None) -> str | None:
+    def _is_capturing(self) -> bool:
+        """Whether a graph is being captured, in which CuPy refuses to call cuBLAS."""
+        return bool(self.xp.cuda.get_current_stream().is_capturing())
+
+    def element(self, *arrays: Array | None) -> str | None:
         """The kernels' name for the dtype of the arrays; None where kernels are not for it."""
         dtypes = {str(array.dtype) for array in arrays if array is not None}
         return ELEMENTS.get(dtypes.pop()) if len(dtypes) == 1 else None
 
-    def _launch_columns(self, instance: str, columns: int, channels: int, *args: Any) -> None:
+    def launch_columns(self, instance: str, columns: int, channels: int, *args: Any) -> None:
         """Launch a kernel with one thread per column, each taking some of the channels."""
         blocks = -(-columns // THREADS)
         rows = min(channels, max(1, SPREAD // max(1, blocks)))
         self.kernels.launch(instance, (blocks, rows), (THREADS,), *args)
 
-    def _launch_elements(self, instance: str, size: int, *args: Any) -> None:
+    def add_bias(self, rows: Array, bias: Array | None, relu: bool) -> None:
+        """max(h + bias, 0) in place over rows (O, ...); without ``relu``, h + bias."""
+        if bias is None and not relu:
+            return
+        bias = None if bias is None else self.xp.ascontiguousarray(bias)
+        count = rows.shape[0]
+        length = rows.size // max(1, count)
+        chunks = -(-length // ROW_CHUNK)
+        self.kernels.launch(
+            f"bias_relu<{self.element(rows)}>", (count * chunks,), (256,), rows, bias, length,
+            chunks, int(relu),
+        )  # fmt: skip
+
+    def launch_elements(self, instance: str, size: int, *args: Any) -> None:
         """Launch a kernel whose threads share ``size`` elements among them."""
         blocks = min(-(-size // THREADS), 16 * SPREAD)
         self.kernels.launch(instance, (blocks,), (THREADS,), *args)

@@ -1,4 +1,4 @@
-"""Dense products, activations and dropout masks."""
+"""Sums, ReLU, dropout masks and the error function, element by element."""
 
 import math
 from functools import lru_cache
@@ -6,12 +6,12 @@ from functools import lru_cache
 import numpy as np
 
 from arraycnn.arrays import Array
-from arraycnn.backends.memory_format import Layout, batch_view, buffer_of
+from arraycnn.backends.memory_format import MemoryFormat, batch_view, buffer_of
 from arraycnn.rng import GAMMA, MULTIPLIERS, SHIFTS, stream_key
 
 
-class PointwisePrimitives(Layout):
-    """Element-wise primitives and dense products; arrays of any memory order."""
+class ElementwisePrimitives(MemoryFormat):
+    """Element-wise primitives; arrays of any memory order."""
 
     def add(self, a: Array, b: Array, relu: bool = False) -> Array:
         """a + b, of the same shape; with ``relu``, max(a + b, 0)."""
@@ -21,32 +21,12 @@ class PointwisePrimitives(Layout):
         return y
 
     def relu(self, x: Array, out: Array | None = None) -> Array:
-        """max(x, 0), in a new array or in ``out``, batch last, which may be x."""
-        return self.xp.maximum(x, 0, out=out)
+        """max(x, 0), in a new array of x's memory order or in ``out``, which may be x."""
+        return self.xp.maximum(x, 0, out=self.xp.empty_like(x) if out is None else out)
 
     def relu_grad(self, y: Array, grad_output: Array) -> Array:
         """The gradient passes where the output y = max(x, 0) is positive."""
         return self.xp.where(y > 0, grad_output, 0)
-
-    def dense(self, x: Array, weight: Array, bias: Array | None, relu: bool = False) -> Array:
-        """h = K v + b with samples as columns: x (N, I), weight (O, I) → (N, O), batch last.
-
-        With ``relu``, max(h, 0).
-        """
-        h = weight @ x.T  # (O, N)
-        if bias is not None:
-            h += bias[:, None]
-        if relu:
-            self.xp.maximum(h, 0, out=h)
-        return h.T
-
-    def dense_input_grad(self, grad_output: Array, weight: Array) -> Array:
-        """δv = Kᵀ Δ: grad_output (N, O) → (N, I), batch last."""
-        return (weight.T @ grad_output.T).T
-
-    def dense_weight_grad(self, x: Array, grad_output: Array) -> Array:
-        """δK = Δ vᵀ: x (N, I), grad_output (N, O) → (O, I)."""
-        return grad_output.T @ x
 
     def dropout(self, x: Array, p: float, seed: int, counter: int) -> Array:
         """Zero each element with probability ``p`` and scale the rest by 1 / (1 − p).

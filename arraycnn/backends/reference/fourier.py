@@ -27,16 +27,14 @@ from typing import Any
 import numpy as np
 
 from arraycnn.arrays import Array, Shape
-from arraycnn.backends.memory_format import Layout, buffer_of
+from arraycnn.backends.memory_format import MemoryFormat, buffer_of
+from arraycnn.backends.reference.algorithm import Algorithm, Problem
 from arraycnn.geometry import Window
 
-# The cost rule of method="auto", in nanoseconds of float32 arithmetic on one Zen 4 core
-# (NumPy with OpenBLAS and pocketfft); tests/test_fft_conv.py holds cases on both sides of it.
-NS_COLUMN_ELEMENT = 0.12  # to copy one element into a column
-NS_MULTIPLY_ADD = 0.022  # of kernels and columns
-NS_BUTTERFLY = 0.5  # of a real transform, per element and binary digit of their number
-NS_SPECTRUM_PRODUCT = 0.1  # of kernel and input spectra, per element of a block
-NS_BLOCK = 50_000  # to call all that once
+# Speeds on Zen 4 cores (NumPy with pocketfft, float32), to compare with those of columns.
+NS_PER_BUTTERFLY = 0.7  # of a real transform, per element and binary digit of their number
+NS_PER_SPECTRUM_PRODUCT = 0.14  # of kernel and input spectra, per element of a block
+NS_PER_BLOCK = 70_000  # to call all that once
 
 BLOCK_PER_EXTENT = 5  # longer blocks waste less on overlap, shorter ones stay in the cache
 LARGEST_BLOCK = 1 << 21  # elements, where the workspace limit does not allow fewer
@@ -47,109 +45,107 @@ SHORTEST_BLOCK = 1 << 13  # elements; below, calls cost more than work
 class _Block:
     """One block of the work along all spatial dimensions."""
 
-    seen: tuple[slice, ...]  # in the padded input
-    made: tuple[slice, ...]  # in the output
+    input: tuple[slice, ...]  # in the padded input
+    output: tuple[slice, ...]  # in the output
     kept: tuple[slice, ...]  # those outputs among the block's stride-1 outputs
 
 
-class FourierPrimitives(Layout):
-    """Convolution by transforms; arrays are (N, C, *S) in batch-last memory.
+class Fourier(Algorithm):
+    """Products of transforms, block by block."""
 
-    The three operations take and return what their namesakes in `ConvolutionPrimitives` do.
-    """
+    def __init__(self, backend: MemoryFormat, problem: Problem) -> None:
+        super().__init__(backend, problem)
+        self.seconds = _seconds(problem)
+        self._plan = plan = _Plan.of(backend.workspace_limit, problem)
+        arrays = plan.outputs * plan.inputs + plan.samples * (plan.outputs + plan.inputs)
+        element = 2 * _computed(problem.dtype).itemsize
+        self.workspace_bytes = element * math.prod(plan.size) * arrays
 
-    workspace_limit: int
-
-    def fft_convolution(
-        self, x: Array, weight: Array, bias: Array | None, window: Window, groups: int
-    ) -> Array:
+    def forward(self, x: Array, weight: Array, bias: Array | None, relu: bool) -> Array | None:
         """F h = conj F(conj K) · F x."""
-        h = self.zeros((x.shape[0], weight.shape[0], *window.output_size), _computed(x.dtype))
+        backend, (window, batch, _, outputs, groups, dtype) = self.backend, self.problem
+        h = backend.zeros((batch, outputs, *window.output_size), _computed(dtype))
         if bias is not None:
             h += bias.reshape(-1, *(1,) * window.ndim)
-        padded, out = self.padded(x, window), buffer_of(h)  # (C, *padded, N), (O, *out, N)
-        plan = _Plan.of(self, window, x, weight.shape)
-        for outputs, inputs, kernels in plan.kernel_parts(weight, groups):
-            spectrum = self._kernel_spectrum(kernels, window, plan.size).conj()  # (freq, o, c)
-            for block, samples in plan.blocks(window, x.shape[0]):
-                seen = self._spectrum(padded[(inputs, *block.seen, samples)], plan.size)
-                made = self._signal(_matmul(spectrum, seen), plan.size, h.dtype)
-                out[(outputs, *block.made, samples)] += made[(slice(None), *block.kept)]
-        return h.astype(x.dtype, copy=False)
+        padded, out = backend.padded(x, window), buffer_of(h)  # (C, *padded, N), (O, *out, N)
+        for rows, inputs, kernels in self._plan.kernel_parts(weight, groups):
+            spectrum = self._kernel_spectrum(kernels).conj()  # (freq, o, c)
+            for block, samples in self._plan.blocks(window, batch):
+                signal = self._spectrum(padded[(inputs, *block.input, samples)])
+                result = self._signal(_matmul(spectrum, signal), h.dtype)
+                out[(rows, *block.output, samples)] += result[(slice(None), *block.kept)]
+        if relu:
+            backend.xp.maximum(h, 0, out=h)
+        return h.astype(dtype, copy=False)
 
-    def fft_convolution_weight_grad(
-        self, x: Array, grad_output: Array, weight_shape: Shape, window: Window, groups: int
-    ) -> Array:
+    def weight_grad(self, x: Array, grad_output: Array) -> Array | None:
         """conj F(δK) = Σ conj F(Δ) · F x, summed over blocks before it is transformed back."""
-        grad = self.xp.empty(weight_shape, x.dtype)
-        padded, delta = self.padded(x, window), buffer_of(grad_output)
-        plan = _Plan.of(self, window, x, weight_shape)
+        backend, (window, batch, _, _, groups, dtype) = self.backend, self.problem
+        grad = backend.xp.empty(self.problem.weight_shape, dtype)
+        padded, delta = backend.padded(x, window), buffer_of(grad_output)
         taps = tuple(slice(0, e, d) for e, d in zip(window.extent, window.dilation, strict=True))
-        for outputs, inputs, kernels in plan.kernel_parts(grad, groups):
+        for outputs, inputs, kernels in self._plan.kernel_parts(grad, groups):
             total: Any = 0
-            for block, samples in plan.blocks(window, x.shape[0]):
-                seen = self._spectrum(padded[(inputs, *block.seen, samples)], plan.size)
-                spread = self._spread(delta, outputs, block, samples)
-                made = self._spectrum(spread, plan.size).conj()  # (freq, o, n)
-                total += _matmul(made, seen.swapaxes(1, 2))  # (freq, o, n) (freq, n, c)
-            if x.shape[0]:
-                signal = self._signal(total, plan.size, _computed(x.dtype))  # (o, *block, c)
-                kernels[...] = self.xp.moveaxis(signal[(slice(None), *taps)], -1, 1).conj()
+            for block, samples in self._plan.blocks(window, batch):
+                signal = self._spectrum(padded[(inputs, *block.input, samples)])
+                slopes = self._spectrum(self._unit_stride(delta, outputs, block, samples)).conj()
+                total += _matmul(slopes, signal.swapaxes(1, 2))  # (freq, o, n) (freq, n, c)
+            if batch:
+                summed = self._signal(total, _computed(dtype))  # (o, *block, c)
+                kernels[...] = backend.xp.moveaxis(summed[(slice(None), *taps)], -1, 1).conj()
             else:
                 kernels[...] = 0
         return grad
 
-    def fft_convolution_input_grad(
-        self, grad_output: Array, weight: Array, window: Window, groups: int
-    ) -> Array:
+    def input_grad(self, grad_output: Array, weight: Array) -> Array | None:
         """F δx = F(conj K)ᵀ · F Δ."""
-        batch, channels = grad_output.shape[0], weight.shape[1] * groups
-        dtype = _computed(weight.dtype)
-        padded = self.xp.zeros((channels, *window.padded_size, batch), dtype)
+        backend, (window, batch, channels, _, groups, dtype) = self.backend, self.problem
+        padded = backend.xp.zeros((channels, *window.padded_size, batch), _computed(dtype))
         delta = buffer_of(grad_output)
-        plan = _Plan.of(self, window, grad_output, weight.shape)
-        for outputs, inputs, kernels in plan.kernel_parts(weight, groups):
-            spectrum = self._kernel_spectrum(kernels, window, plan.size).swapaxes(1, 2)
-            for block, samples in plan.blocks(window, batch):
-                spread = self._spread(delta, outputs, block, samples)
-                made = _matmul(spectrum, self._spectrum(spread, plan.size))  # (freq, c, n)
-                grad = self._signal(made, plan.size, dtype)
-                sizes = (slice(0, part.stop - part.start) for part in block.seen)
-                padded[(inputs, *block.seen, samples)] += grad[(slice(None), *sizes)]
-        return self.unpadded(padded, window).astype(weight.dtype, copy=False)
+        for outputs, inputs, kernels in self._plan.kernel_parts(weight, groups):
+            spectrum = self._kernel_spectrum(kernels).swapaxes(1, 2)
+            for block, samples in self._plan.blocks(window, batch):
+                slopes = self._spectrum(self._unit_stride(delta, outputs, block, samples))
+                grad = self._signal(_matmul(spectrum, slopes), padded.dtype)  # (c, *block, n)
+                sizes = (slice(0, part.stop - part.start) for part in block.input)
+                padded[(inputs, *block.input, samples)] += grad[(slice(None), *sizes)]
+        return backend.unpadded(padded, window).astype(dtype, copy=False)
 
-    def _spread(self, delta: Array, outputs: slice, block: _Block, samples: slice) -> Array:
+    def _unit_stride(self, delta: Array, outputs: slice, block: _Block, samples: slice) -> Array:
         """A block's output gradients (o, *length, n) at stride 1: zeros where no output is."""
-        part = delta[(outputs, *block.made, samples)]
+        part = delta[(outputs, *block.output, samples)]
         if all(kept.step == 1 for kept in block.kept):
             return part
         lengths = (kept.stop for kept in block.kept)
-        spread = self.xp.zeros((part.shape[0], *lengths, part.shape[-1]), part.dtype)
-        spread[(slice(None), *block.kept)] = part
-        return spread
+        explicit = self.backend.xp.zeros((part.shape[0], *lengths, part.shape[-1]), part.dtype)
+        explicit[(slice(None), *block.kept)] = part
+        return explicit
 
-    def _kernel_spectrum(self, kernels: Array, window: Window, size: Shape) -> Array:
+    def _kernel_spectrum(self, kernels: Array) -> Array:
         """F(conj K) of kernels (o, c, *kernel) with their dilation: (frequencies, o, c)."""
+        xp, window = self.backend.xp, self.problem.window
         rows, columns = kernels.shape[:2]
-        explicit = self.xp.zeros((rows, *window.extent, columns), kernels.dtype)
+        explicit = xp.zeros((rows, *window.extent, columns), kernels.dtype)
         taps = (slice(None, None, d) for d in window.dilation)
-        explicit[(slice(None), *taps)] = self.xp.moveaxis(kernels, 1, -1).conj()
-        return self.xp.ascontiguousarray(self._spectrum(explicit, size))
+        explicit[(slice(None), *taps)] = xp.moveaxis(kernels, 1, -1).conj()
+        return xp.ascontiguousarray(self._spectrum(explicit))
 
-    def _spectrum(self, signal: Array, size: Shape) -> Array:
-        """F of (a, *length, b), zero-padded to (a, *size, b): (frequencies, a, b)."""
+    def _spectrum(self, signal: Array) -> Array:
+        """F of (a, *length, b), zero-padded to the block (a, *size, b): (frequencies, a, b)."""
+        xp, size = self.backend.xp, self._plan.size
         signal = signal.astype(_computed(signal.dtype), copy=False)
-        fft = self.xp.fft.fftn if signal.dtype.kind == "c" else self.xp.fft.rfftn
+        fft = xp.fft.fftn if signal.dtype.kind == "c" else xp.fft.rfftn
         spectrum = fft(signal, s=size, axes=tuple(range(1, 1 + len(size))))
-        return spectrum.reshape(len(signal), -1, signal.shape[-1]).swapaxes(0, 1)
+        return spectrum.reshape(signal.shape[0], -1, signal.shape[-1]).swapaxes(0, 1)
 
-    def _signal(self, spectrum: Array, size: Shape, dtype: Any) -> Array:
-        """The signal (a, *size, b) with the spectrum (frequencies, a, b)."""
+    def _signal(self, spectrum: Array, dtype: Any) -> Array:
+        """The signal of a block (a, *size, b) with the spectrum (frequencies, a, b)."""
+        xp, size = self.backend.xp, self._plan.size
         real = dtype.kind != "c"
         frequencies = (*size[:-1], size[-1] // 2 + 1 if real else size[-1])
         _, rows, columns = spectrum.shape
         spectrum = spectrum.swapaxes(0, 1).reshape(rows, *frequencies, columns)
-        inverse = self.xp.fft.irfftn if real else self.xp.fft.ifftn
+        inverse = xp.fft.irfftn if real else xp.fft.ifftn
         return inverse(spectrum, s=size, axes=tuple(range(1, 1 + len(size))))
 
 
@@ -163,16 +159,16 @@ class _Plan:
     samples: int
 
     @classmethod
-    def of(cls, backend: Any, window: Window, x: Array, weight_shape: Shape) -> "_Plan":
-        """The plan for transforms of arrays of the dtype of ``x`` and kernels of that shape."""
-        element = 2 * _computed(x.dtype).itemsize  # a spectrum, and the signal it is made from
-        limit = max(1, backend.workspace_limit // element)
-        size = block_size(window, limit // 4)  # of one kernel, input, output, and a spare
+    def of(cls, workspace_limit: int, problem: Problem) -> "_Plan":
+        """The plan whose transforms take no more than ``workspace_limit`` bytes."""
+        element = 2 * _computed(problem.dtype).itemsize  # a spectrum, and the signal it is from
+        limit = max(1, workspace_limit // element)
+        size = block_size(problem.window, limit // 4)  # of one kernel, input, output, and a spare
         blocks = max(1, limit // math.prod(size))
-        outputs, inputs = weight_shape[:2]
+        outputs, inputs = problem.weight_shape[:2]
         inputs = min(inputs, max(1, math.isqrt(blocks // 2)))
         outputs = min(outputs, max(1, blocks // 2 // inputs))
-        samples = max(1, blocks // 2 // (inputs + outputs))
+        samples = max(1, min(problem.batch, blocks // 2 // (inputs + outputs)))
         return cls(size, outputs, inputs, samples)
 
     def kernel_parts(self, weight: Array, groups: int) -> Iterator[tuple[slice, slice, Array]]:
@@ -196,11 +192,11 @@ class _Plan:
     def _cuts(
         output: int, stride: int, extent: int, size: int
     ) -> Iterator[tuple[slice, slice, slice]]:
-        """(seen, made, kept) along one dimension: ``size`` inputs give size − extent + 1 outputs
-        at stride 1, of which every stride-th is one."""
-        for made in _runs(output, _outputs_of(size, stride, extent)):
-            start, length = made.start * stride, (made.stop - made.start - 1) * stride + 1
-            yield slice(start, start + length + extent - 1), made, slice(0, length, stride)
+        """A `_Block` along one dimension: ``size`` inputs give size − extent + 1 outputs at stride
+        1, of which every stride-th is one."""
+        for run in _runs(output, _outputs_of(size, stride, extent)):
+            start, length = run.start * stride, (run.stop - run.start - 1) * stride + 1
+            yield slice(start, start + length + extent - 1), run, slice(0, length, stride)
 
 
 def block_size(window: Window, limit: int) -> Shape:
@@ -222,25 +218,19 @@ def block_size(window: Window, limit: int) -> Shape:
     )
 
 
-def fft_is_cheaper(window: Window, batch: int, weight_shape: Shape, groups: int) -> bool:
-    """The rule of ``method="auto"``: whether transforms should take less time than columns.
-
-    Both costs are counted from the shapes alone, so that the choice is the same for every array of
-    a shape. The constants are those of a CPU; the rule holds for all backends, for equal results.
-    """
-    outputs, columns = weight_shape[:2]
-    elements = window.positions * batch * columns * window.taps  # of one group's columns
-    by_columns = elements * (groups * NS_COLUMN_ELEMENT + outputs * NS_MULTIPLY_ADD)
-
+def _seconds(problem: Problem) -> float:
+    """Roughly, on one core, from the sizes alone."""
+    window, batch, inputs, outputs, groups, _ = problem
     size = block_size(window, LARGEST_BLOCK)
     cuts = zip(size, *_geometry(window), strict=True)
     blocks = math.prod(-(-o // _outputs_of(length, s, e)) for length, o, s, e in cuts)
-    transforms = (columns * groups + outputs) * batch * blocks + outputs * columns
-    products = outputs * columns * batch * blocks
-    by_transforms = blocks * NS_BLOCK + math.prod(size) * (
-        transforms * math.log2(math.prod(size)) * NS_BUTTERFLY + products * NS_SPECTRUM_PRODUCT
+    transforms = (inputs + outputs) * batch * blocks + outputs * inputs // groups
+    products = outputs * inputs // groups * batch * blocks
+    nanoseconds = blocks * NS_PER_BLOCK + math.prod(size) * (
+        transforms * math.log2(math.prod(size)) * NS_PER_BUTTERFLY
+        + products * NS_PER_SPECTRUM_PRODUCT
     )
-    return by_columns > by_transforms
+    return nanoseconds * 1e-9
 
 
 def _geometry(window: Window) -> tuple[Shape, Shape, Shape]:

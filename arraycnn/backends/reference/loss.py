@@ -1,21 +1,16 @@
 """Softmax cross-entropy: the loss of classification and its gradient, together."""
 
 from arraycnn.arrays import Array
-from arraycnn.backends.memory_format import Layout, batch_view, buffer_of
+from arraycnn.backends.memory_format import MemoryFormat, batch_view, buffer_of
 
 
-class LossPrimitives(Layout):
+class LossPrimitives(MemoryFormat):
     """Losses of logits (N, classes, *S) of any memory order."""
 
     def softmax_cross_entropy(
-        self,
-        logits: Array,
-        labels: Array,
-        weight: Array | None,
-        label_smoothing: float,
-        ignore_index: int | None,
-        reduction: str,
-    ) -> tuple[Array, Array]:
+        self, logits: Array, labels: Array, weight: Array | None, label_smoothing: float,
+        ignore_index: int | None, reduction: str,
+    ) -> tuple[Array, Array]:  # fmt: skip
         """Σ t·(−log softmax(logits)) and softmax(logits)·Σ t − t, the sums over the classes.
 
         The target is t = weight·((1 − ε)·one-hot + ε / classes), ε being ``label_smoothing``, and 0

@@ -2,10 +2,10 @@
 
 from arraycnn.arrays import Array
 from arraycnn.backends.memory_format import batch_view, buffer_of
-from arraycnn.backends.reference.elementwise import PointwisePrimitives
+from arraycnn.backends.reference.elementwise import ElementwisePrimitives
 
 
-class NormalizationPrimitives(PointwisePrimitives):
+class NormalizationPrimitives(ElementwisePrimitives):
     """Per-channel statistics and affine maps; arrays are (N, C, *S) in batch-last memory."""
 
     def channel_moments(self, x: Array) -> tuple[Array, Array]:
@@ -29,14 +29,9 @@ class NormalizationPrimitives(PointwisePrimitives):
         return rows_of(x).sum(axis=1)
 
     def batch_norm_grad(
-        self,
-        x: Array,
-        mean: Array,
-        inverse_std: Array,
-        scale: Array,
-        grad_output: Array,
+        self, x: Array, mean: Array, inverse_std: Array, scale: Array, grad_output: Array,
         y: Array | None = None,
-    ) -> tuple[Array, Array, Array]:
+    ) -> tuple[Array, Array, Array]:  # fmt: skip
         """Gradients of h = scale·x̂ + shift, x̂ = (x − mean)·inverse_std, through the statistics.
 
         ``grad_output`` is that of h; where ``y`` is given, that of y = max(h, 0).

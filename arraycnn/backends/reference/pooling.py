@@ -9,51 +9,51 @@ from typing import Any
 import numpy as np
 
 from arraycnn.arrays import Array
-from arraycnn.backends.memory_format import Layout, batch_view, buffer_of
+from arraycnn.backends.memory_format import MemoryFormat, batch_view, buffer_of
 from arraycnn.geometry import Window
 
 
-class PoolingPrimitives(Layout):
+class PoolingPrimitives(MemoryFormat):
     """Max and sum pooling; arrays are (N, C, *S) in batch-last memory."""
 
     def max_pool(self, x: Array, window: Window, relu: bool = False) -> Array:
-        """The largest element that each window sees (a NaN where it sees one) → (N, C, *out); with
+        """The largest element of each window (a NaN where there is one) → (N, C, *out); with
         ``relu``, of them and 0."""
         padded = self.padded(x, window, -self.xp.inf)
         first, *others = window.tap_places
         y = padded[first].copy()
-        for place in others:
-            self.xp.maximum(y, padded[place], out=y)
+        for tap in others:
+            self.xp.maximum(y, padded[tap], out=y)
         if relu:
             self.xp.maximum(y, 0, out=y)
         return batch_view(y)
 
-    def max_pool_winners(self, x: Array, window: Window, relu: bool = False) -> tuple[Array, Array]:
+    def max_pool_argmax(self, x: Array, window: Window, relu: bool = False) -> tuple[Array, Array]:
         """`max_pool`, and for each window which of its taps is the (first) maximum.
 
         With ``relu`` that is ``window.taps``, so none of them, unless the maximum is above 0.
         """
         y = self.max_pool(x, window, relu)
-        return y, self._winners(x, y, window, relu)
+        return y, self._argmax(x, y, window, relu)
 
-    def max_pool_indices(self, winners: Array, window: Window) -> Array:
-        """Where the winners stand: int64 indices into the flat plane."""
+    def max_pool_indices(self, argmax: Array, window: Window) -> Array:
+        """Positions of the maxima: int64 indices into the flat plane."""
         xp = self.xp
-        taps = buffer_of(winners).astype(xp.int64)  # (C, *out, N)
+        taps = buffer_of(argmax).astype(xp.int64)  # (C, *out, N)
         indices, stride = xp.zeros_like(taps), 1
         for axis in reversed(range(window.ndim)):
             start = xp.arange(window.output_size[axis]) * window.stride[axis]
             start -= window.padding[axis][0]
             tap = taps % window.kernel_size[axis]
             taps //= window.kernel_size[axis]
-            place = start.reshape(-1, *(1,) * (window.ndim - axis)) + tap * window.dilation[axis]
-            indices += place * stride
+            start = start.reshape(-1, *(1,) * (window.ndim - axis))
+            indices += (start + tap * window.dilation[axis]) * stride
             stride *= window.input_size[axis]
         return batch_view(indices)
 
-    def max_pool_grad(self, winners: Array, grad_output: Array, window: Window) -> Array:
-        """Each window's gradient goes to its winner."""
-        delta, taps = buffer_of(grad_output), buffer_of(winners)  # (C, *out, N)
+    def max_pool_grad(self, argmax: Array, grad_output: Array, window: Window) -> Array:
+        """Each window's gradient goes to its maximum."""
+        delta, taps = buffer_of(grad_output), buffer_of(argmax)  # (C, *out, N)
         batch, channels = grad_output.shape[:2]
         grad = self.xp.zeros((channels, *window.padded_size, batch), grad_output.dtype)
         for tap, place in enumerate(window.tap_places):
@@ -61,7 +61,7 @@ class PoolingPrimitives(Layout):
         return self.unpadded(grad, window)
 
     def sum_pool(self, x: Array, window: Window) -> Array:
-        """The sum of what each window sees, padding counting as 0 → (N, C, *out)."""
+        """The sum of each window, padding counting as 0 → (N, C, *out)."""
         padded = self.padded(x, window)
         y = self.xp.zeros((x.shape[1], *window.output_size, x.shape[0]), x.dtype)
         for place in window.tap_places:
@@ -77,16 +77,16 @@ class PoolingPrimitives(Layout):
             grad[place] += delta
         return self.unpadded(grad, window)
 
-    def plane_sum(self, x: Array) -> Array:
+    def global_sum_pool(self, x: Array) -> Array:
         """The sum over all positions: (N, C, *S) → (N, C)."""
         buffer = buffer_of(x)
         planes = buffer.reshape(x.shape[1], math.prod(x.shape[2:]), x.shape[0])  # (C, L, N)
         return batch_view(planes.sum(axis=1))
 
-    def _winners(self, x: Array, y: Array, window: Window, relu: bool) -> Array:
+    def _argmax(self, x: Array, y: Array, window: Window, relu: bool) -> Array:
         """Which tap of each window is its first maximum, given the maxima y."""
         xp = self.xp
-        winners = xp.zeros(buffer_of(y).shape, winner_dtype(window))
+        argmax = xp.zeros(buffer_of(y).shape, argmax_dtype(window))
         padded, maximum = self.padded(x, window, -xp.inf), buffer_of(y)
         inside = None
         if not window.is_unpadded:  # −inf in the padding must not win over −inf in the input
@@ -94,19 +94,19 @@ class PoolingPrimitives(Layout):
             inside = self.padded(batch_view(ones), window)  # (1, *padded, 1)
         undecided = xp.ones(maximum.shape, bool)
         for tap, place in enumerate(window.tap_places):
-            seen = padded[place]
-            wins = (seen == maximum) | (seen != seen)  # a NaN is the maximum of its window
+            values = padded[place]
+            wins = (values == maximum) | (values != values)  # a NaN is the maximum of its window
             wins &= undecided
             if inside is not None:
                 wins &= inside[place]
             undecided ^= wins
-            winners += wins * winners.dtype.type(tap)
+            argmax += wins * argmax.dtype.type(tap)
         if relu:
-            nobody = xp.logical_not(maximum > 0)
-            xp.maximum(winners, nobody * winners.dtype.type(window.taps), out=winners)
-        return batch_view(winners)
+            none = xp.logical_not(maximum > 0)
+            xp.maximum(argmax, none * argmax.dtype.type(window.taps), out=argmax)
+        return batch_view(argmax)
 
 
-def winner_dtype(window: Window) -> Any:
+def argmax_dtype(window: Window) -> Any:
     """The smallest of two integer types that hold the taps of a window and how many they are."""
     return np.dtype(np.uint8 if window.taps < 256 else np.int32)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from arraycnn.arrays import Array
+from arraycnn.backends.memory_format import MemoryFormat
 
 Rule: TypeAlias = Callable[..., None]
 
@@ -138,10 +139,8 @@ def adagrad(
     p -= lr / (1 + (step - 1) * lr_decay) * g / (xp.sqrt(square_sum) + eps)
 
 
-class UpdatePrimitives:
+class UpdatePrimitives(MemoryFormat):
     """The part of a backend that optimizers use."""
-
-    xp: Any
 
     def update_parameters(
         self, rule: Rule, arrays: Sequence[tuple[Array, ...]], **options: Any

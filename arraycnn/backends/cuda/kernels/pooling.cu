@@ -7,7 +7,7 @@
 // instances: max_pool<float,Byte> max_pool<double,Byte> max_pool<Half,Byte>
 // instances: max_pool<float,int> max_pool<double,int> max_pool<Half,int>
 template <typename T, typename Tap>
-__global__ void max_pool(const T* __restrict__ x, T* __restrict__ y, Tap* __restrict__ winners,
+__global__ void max_pool(const T* __restrict__ x, T* __restrict__ y, Tap* __restrict__ argmax,
                          Window w, int channels, Index batch, int relu) {
   const Index plane = volume(w.input) * batch, out = volume(w.output) * batch;
   const Index p = first_index();
@@ -16,29 +16,29 @@ __global__ void max_pool(const T* __restrict__ x, T* __restrict__ y, Tap* __rest
   for (int c = blockIdx.y; c < channels; c += gridDim.y) {
     const T* seen = x + c * plane + place.sample;
     Acc<T> best = 0;
-    int winner = -1;
+    int best_tap = -1;
     for_each_tap(w, place, [&](int tap, Index position) {
       if (position < 0) return;
       const Acc<T> v = seen[position * batch];
       const bool first_nan = v != v && best == best;  // once NaN, nothing replaces it
-      if (winner >= 0 && !(v > best) && !first_nan) return;
+      if (best_tap >= 0 && !(v > best) && !first_nan) return;
       best = v;
-      winner = tap;
+      best_tap = tap;
     });
     if (relu && !(best > 0)) {
       if (best < 0) best = 0;  // a NaN stays
-      winner = volume32(w.kernel);
+      best_tap = volume32(w.kernel);
     }
     y[c * out + p] = T(best);
-    if (winners) winners[c * out + p] = Tap(winner);
+    if (argmax) argmax[c * out + p] = Tap(best_tap);
   }
 }
 
-// Each input element collects the gradients of the windows whose winner it is.
+// Each input element collects the gradients of the windows whose best_tap it is.
 // instances: max_pool_grad<float,Byte> max_pool_grad<double,Byte> max_pool_grad<Half,Byte>
 // instances: max_pool_grad<float,int> max_pool_grad<double,int> max_pool_grad<Half,int>
 template <typename T, typename Tap>
-__global__ void max_pool_grad(const T* __restrict__ grad_y, const Tap* __restrict__ winners,
+__global__ void max_pool_grad(const T* __restrict__ grad_y, const Tap* __restrict__ argmax,
                               T* __restrict__ grad_x, Window w, int channels, Index batch) {
   const Index plane = volume(w.input) * batch, out = volume(w.output) * batch;
   const Index q = first_index();
@@ -48,7 +48,7 @@ __global__ void max_pool_grad(const T* __restrict__ grad_y, const Tap* __restric
     Acc<T> sum = 0;
     for_each_window(w, place, [&](int tap, Index position) {
       const Index p = c * out + position * batch + place.sample;
-      if (int(winners[p]) == tap) sum += Acc<T>(grad_y[p]);
+      if (int(argmax[p]) == tap) sum += Acc<T>(grad_y[p]);
     });
     grad_x[c * plane + q] = T(sum);
   }
@@ -90,9 +90,9 @@ __global__ void sum_pool_grad(const T* __restrict__ grad_y, T* __restrict__ grad
 }
 
 // The sum of each plane: x (channels, positions, batch) → sums (channels, batch).
-// instances: plane_sum<float> plane_sum<double> plane_sum<Half>
+// instances: global_sum_pool<float> global_sum_pool<double> global_sum_pool<Half>
 template <typename T>
-__global__ void plane_sum(const T* __restrict__ x, T* __restrict__ sums, Index channels,
+__global__ void global_sum_pool(const T* __restrict__ x, T* __restrict__ sums, Index channels,
                           Index positions, Index batch) {
   for (Index i = first_index(); i < channels * batch; i += index_step()) {
     const Index c = i / batch, n = i - c * batch;
