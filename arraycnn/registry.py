@@ -143,10 +143,8 @@ class preferred:
 
 def _names() -> str:
     """The names that `get_backend` takes, for people."""
-    names = []  # as they were registered, ours first
-    for name, entry in _entries.items():
-        names += [name, f"{name}:<device>"] if entry.devices else [name]
-    return f"{', '.join(map(repr, names))} or 'auto'"
+    devices = [f"{name}:<device>" for name, entry in _entries.items() if entry.devices]
+    return f"{', '.join(map(repr, sorted([*_entries, *devices])))} or 'auto'"
 
 
 def _owner(array: Any) -> Any:

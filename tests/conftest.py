@@ -2,6 +2,7 @@
 
 import platform
 import signal
+from collections.abc import Iterator
 
 import emulator
 import hypothesis
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import arraycnn
+from arraycnn import registry
 from arraycnn.backends import Backend, available_backends, get_backend
 
 hypothesis.settings.register_profile(
@@ -34,6 +36,15 @@ def pytest_report_header() -> list[str]:
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Every backend that can be used here, one after the other."""
     return get_backend(request.param)
+
+
+@pytest.fixture(autouse=True)
+def registered() -> Iterator[None]:
+    """Forget backends that a test has registered."""
+    entries = dict(registry._entries)
+    yield
+    registry._entries.clear()
+    registry._entries.update(entries)
 
 
 @pytest.fixture
