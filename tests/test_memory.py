@@ -26,7 +26,7 @@ def address(array: np.ndarray) -> int:
 
 
 def unused(pool: BlockPool) -> int:
-    return sum(stop - start for segment in pool._segments for start, stop in segment.gaps)
+    return sum(stop - start for segment in pool.segments() for start, stop in segment.gaps)
 
 
 def lent(array: np.ndarray) -> int:
@@ -77,7 +77,7 @@ class TestBlocks:
         for number in order:
             del blocks[number]
         assert address(pool.empty((8 * LARGE,), np.uint8)) == start
-        assert len(pool._segments) == 1
+        assert len(pool.segments()) == 1
 
     def test_a_gap_serves_what_fits_and_keeps_the_rest(self, pool: BlockPool) -> None:
         first, second, third = (pool.empty((2 * LARGE,), np.uint8) for _ in range(3))
@@ -200,7 +200,7 @@ class TestScratch:
         backend = CpuBackend()
         x = np.ones((64, 16, 32, 32), np.float32)
         y, argmax = backend.max_pool_argmax(x, pool_window((32, 32), (2, 2)))
-        total = sum(segment.memory.size for segment in backend.blocks._segments)
+        total = sum(segment.memory.size for segment in backend.blocks.segments())
         assert unused(backend.blocks) + lent(y) + lent(argmax) == total
 
     def test_belongs_to_one_thread(self, scratch: Scratch) -> None:

@@ -23,7 +23,7 @@ from arraycnn.arrays import Array, Shape
 from arraycnn.backends.cpu import tuning
 from arraycnn.backends.cpu.device import CpuDevice
 from arraycnn.backends.cpu.memory import zeros
-from arraycnn.backends.cpu.threads import one_blas_thread
+from arraycnn.backends.cpu.threads import OneBlasThread
 from arraycnn.backends.cpu.tiles import (
     Block,
     Tile,
@@ -256,11 +256,11 @@ class SmallColumns(Columns):
         self.workspace_bytes = self._plain.workspace_bytes
 
     def forward(self, x: Array, weight: Array, bias: Array | None, relu: bool) -> Array | None:
-        with one_blas_thread:
+        with OneBlasThread():
             return self._plain.forward(x, weight, bias, relu)
 
     def weight_grad(self, x: Array, grad_output: Array) -> Array | None:
-        with one_blas_thread:
+        with OneBlasThread():
             return self._plain.weight_grad(x, grad_output)
 
 

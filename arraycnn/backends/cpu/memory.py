@@ -13,6 +13,7 @@ from bisect import bisect
 from collections import deque
 from functools import lru_cache
 from typing import Any
+from weakref import ref
 
 import numpy as np
 
@@ -23,17 +24,19 @@ ALIGNMENT = 64  # bytes, a cache line
 
 
 class BlockPool:
-    """Arrays in blocks of a few segments of memory; up to ``capacity`` unused bytes are kept.
+    """Arrays in blocks of a few segments of memory; ``capacity`` bytes are kept when unused.
 
     A block is cut from the first gap that is large enough, and returned ones grow together again:
-    what the deep layers of a network needed serves the wide ones.
+    what the deep layers of a network needed serves the wide ones. Segments beyond the capacity live
+    as long as a block of theirs.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self._segments: list[_Segment] = []
-        self._unused = 0  # bytes in all gaps
-        self._returned: deque[tuple[_Segment, int, int]] = deque()
+        self._kept: list[_Segment] = []
+        self._others: list[ref[_Segment]] = []
+        self._lent: dict[Any, tuple[ref[_Segment], int, int]] = {}  # by reference to the lease
+        self._returned: deque[Any] = deque()  # references to leases that are gone
         self._forget()
         os.register_at_fork(after_in_child=self._forget)
 
@@ -46,46 +49,38 @@ class BlockPool:
         block = np.asarray(self._take(-(-nbytes // tuning.BLOCK_BYTES) * tuning.BLOCK_BYTES))
         return block[:nbytes].view(dtype).reshape(shape)
 
+    def segments(self) -> "list[_Segment]":
+        """All segments, what was returned put back."""
+        if self._returned:
+            while self._returned:
+                segment, start, stop = self._lent.pop(self._returned.popleft())
+                found = segment()
+                if found is not None:
+                    found.join(start, stop)
+            self._others = [segment for segment in self._others if segment() is not None]
+        others = [segment() for segment in self._others]
+        return self._kept + [segment for segment in others if segment is not None]
+
     def _take(self, size: int) -> "_Lease":
         with self._lock:
-            if self._returned:
-                self._put_back()
-            for segment in self._segments:
+            segments = self.segments()
+            for segment in segments:
                 start = segment.cut(size)
                 if start is not None:
                     break
             else:
-                least = tuning.SEGMENT_BYTES if self._segments else tuning.FIRST_SEGMENT_BYTES
+                least = tuning.SEGMENT_BYTES if segments else tuning.FIRST_SEGMENT_BYTES
                 segment = _Segment(max(size, least))
-                self._segments.append(segment)
-                self._unused += segment.memory.size
-                segment.cut(size)
-                start = 0
-            self._unused -= size
-            return _Lease(self, segment, start, size)
-
-    def give_back(self, segment: "_Segment", start: int, stop: int) -> None:
-        """Take a block that nobody refers to any more.
-
-        The garbage collector may call this at any moment, also while this very thread holds the
-        lock: then the block waits until the lock is free.
-        """
-        self._returned.append((segment, start, stop))
-        if self._lock.acquire(blocking=False):
-            try:
-                self._put_back()
-            finally:
-                self._lock.release()
-
-    def _put_back(self) -> None:
-        """Join the returned blocks to the gaps, and drop unused segments above the capacity."""
-        while self._returned:
-            segment, start, stop = self._returned.popleft()
-            segment.join(start, stop)
-            self._unused += stop - start
-            if self._unused > self.capacity and segment.is_unused:
-                self._segments.remove(segment)
-                self._unused -= segment.memory.size
+                start = segment.cut(size) or 0
+                if sum(one.memory.size for one in (*self._kept, segment)) <= self.capacity:
+                    self._kept.append(segment)
+                else:
+                    self._others.append(ref(segment))
+            lease = _Lease(segment, start, size)
+            # An array may end at any moment, while this very thread holds the lock or is about to
+            # be interrupted. `append` is no Python code: nothing can come in between.
+            self._lent[ref(lease, self._returned.append)] = (ref(segment), start, start + size)
+            return lease
 
     def _forget(self) -> None:
         """Make the lock anew: in a forked child another thread's hold on it would never end."""
@@ -100,10 +95,6 @@ class _Segment:
         start = -raw.ctypes.data % ALIGNMENT
         self.memory = raw[start : start + size]
         self.gaps = [(0, size)]
-
-    @property
-    def is_unused(self) -> bool:
-        return self.gaps == [(0, self.memory.size)]
 
     def cut(self, size: int) -> int | None:
         """Take ``size`` bytes from the first gap that has them; where they begin."""
@@ -134,14 +125,11 @@ class _Lease:
     lease would end while the view lives on.
     """
 
-    __slots__ = ("__array_interface__", "_block", "_pool")
+    __slots__ = ("__array_interface__", "__weakref__", "_segment")
 
-    def __init__(self, pool: BlockPool, segment: _Segment, start: int, size: int) -> None:
-        self._pool, self._block = pool, (segment, start, start + size)
+    def __init__(self, segment: _Segment, start: int, size: int) -> None:
+        self._segment = segment
         self.__array_interface__ = segment.memory[start : start + size].__array_interface__
-
-    def __del__(self) -> None:
-        self._pool.give_back(*self._block)
 
 
 class Scratch(threading.local):

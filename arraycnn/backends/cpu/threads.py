@@ -7,7 +7,7 @@ shapes alone, never on the number of threads, so results do not either.
 
 import os
 import threading
-import time
+from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -59,9 +59,10 @@ class Workers:
             seconds: a guess at the work in all of them, which says whether threads are worth it.
             blas: whether a task calls BLAS.
         """
-        if blas:
-            one_blas_thread.begin()
+        user = object()
         try:
+            if blas:
+                _blas.begin(user)
             helpers = min(self._count, len(items)) - 1
             if (
                 helpers < 1
@@ -77,7 +78,7 @@ class Workers:
                 self._run_on_threads(task, items, helpers)
         finally:
             if blas:
-                one_blas_thread.end()
+                _blas.end(user)
 
     def _run_on_threads(
         self, task: Callable[[T], object], items: Sequence[T], helpers: int
@@ -109,9 +110,9 @@ class Workers:
         """Start threads until there are ``helpers`` of them."""
         if self._employed >= helpers:
             return
-        with self._lock:
+        with self._lock, suppress(RuntimeError):  # none to be had: the caller takes the shares back
             while self._employed < helpers:
-                threading.Thread(None, _serve, "arraycnn", (self._shares,), daemon=True).start()
+                start_new_thread(_serve, (self._shares,))
                 self._employed += 1
 
     def _forget(self) -> None:
@@ -149,14 +150,15 @@ class _Share:
         with suppress(IndexError):
             self._work.pop()
             return
-        try:
-            self._done.acquire()
-        except BaseException:  # an interrupt: the helper still writes into the caller's arrays
-            while self._running:
-                time.sleep(1e-4)
-            raise
-        if self._error:
-            raise self._error
+        error = self._error
+        while self._running:
+            try:
+                self._done.acquire()
+            except BaseException as interrupt:  # the helper still writes into the caller's arrays
+                error = interrupt
+        error = error or self._error
+        if error:
+            raise error
 
 
 def _wait(shares: list[_Share]) -> None:
@@ -182,51 +184,55 @@ class _ThreadCount(NamedTuple):
 
 
 class _Blas:
-    """A context in which NumPy's BLAS has one thread; afterwards it has as many as before."""
+    """NumPy's BLAS, which has one thread while it has users here, and then as many as before."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._inside = 0
+        self._users: set[Any] = set()
         self._libraries: Any = None
         self._counts: list[_ThreadCount] = []
         self._changed: list[tuple[_ThreadCount, int]] = []
         os.register_at_fork(after_in_child=self._forget)
 
-    def begin(self) -> None:
+    def begin(self, user: object) -> None:
+        """Go down to one thread for ``user``, who calls `end`, also after an error in here."""
         with self._lock:
             if self._libraries is None:
                 self._libraries = ThreadpoolController().select(user_api="blas").lib_controllers
                 self._counts = [_thread_count(library) for library in self._libraries]
-            if not self._inside:
+            if not self._users:
                 self._changed.clear()
+                self._users.add(user)
                 for library in self._counts:
                     count = library.ask()
                     if count != 1:
                         self._changed.append((library, count))
                         library.tell(1)
-            self._inside += 1
+            self._users.add(user)
 
-    def end(self) -> None:
+    def end(self, user: object) -> None:
+        """Go back up if ``user`` was the last."""
+        try:
+            self._end(user)
+        except BaseException:  # an interrupt, wherever it came
+            self._end(user)
+            raise
+
+    def _end(self, user: object) -> None:
         with self._lock:
-            self._inside -= 1
-            if not self._inside:
+            self._users.discard(user)
+            if not self._users:
                 for library, count in self._changed:
                     library.tell(count)
 
-    def __enter__(self) -> None:
-        self.begin()
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
-
     def describe(self) -> str:
         """Which BLAS NumPy uses, and for which processor."""
-        with self:
+        with OneBlasThread():
             found = [library.info() for library in self._libraries]
         return ", ".join(map(_description, found))
 
     def _forget(self) -> None:
-        self._lock, self._inside = threading.Lock(), 0
+        self._lock, self._users = threading.Lock(), set()
 
 
 def _thread_count(library: Any) -> _ThreadCount:
@@ -253,8 +259,22 @@ def _description(library: Mapping[str, Any]) -> str:
     return name
 
 
-one_blas_thread = _Blas()
-describe_blas = one_blas_thread.describe
+class OneBlasThread:
+    """A context in which NumPy's BLAS has one thread."""
+
+    def __enter__(self) -> None:
+        try:
+            _blas.begin(self)
+        except BaseException:
+            _blas.end(self)
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        _blas.end(self)
+
+
+_blas = _Blas()
+describe_blas = _blas.describe
 
 
 def _default_count() -> int:

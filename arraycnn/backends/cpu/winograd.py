@@ -31,7 +31,7 @@ from arraycnn.backends.cpu.columns import (
 )
 from arraycnn.backends.cpu.device import CpuDevice
 from arraycnn.backends.cpu.memory import zeros
-from arraycnn.backends.cpu.threads import one_blas_thread
+from arraycnn.backends.cpu.threads import OneBlasThread
 from arraycnn.backends.cpu.tiles import (
     Tile,
     block_of,
@@ -169,14 +169,14 @@ class Winograd(Columns):
     def filter_transform(self, weight: Array) -> Array:
         """G g: kernels (O, C, kh, r) at the points, (P, O, C, kh)."""
         values = self.backend.new_buffer((self.transforms.points, *weight.shape[:3]), weight.dtype)
-        with one_blas_thread:
+        with OneBlasThread():
             transform(self.transforms.filter, weight.reshape(-1, weight.shape[3]).T, values)
         return values
 
     @QUIETLY
     def filter_of(self, values: Array) -> Array | None:
         """The adjoint of `filter_transform`: (P, O, C, kh) → (O, C, kh, r), None where wrong."""
-        with one_blas_thread:
+        with OneBlasThread():
             if not np.isfinite(values.sum()):
                 return None
             return np.tensordot(values, self.transforms.filter, (0, 0))
