@@ -51,13 +51,14 @@ class BlockPool:
 
     def segments(self) -> "list[_Segment]":
         """All segments, what was returned put back."""
-        if self._returned:
-            while self._returned:
-                segment, start, stop = self._lent.pop(self._returned.popleft())
-                found = segment()
-                if found is not None:
-                    found.join(start, stop)
-            self._others = [segment for segment in self._others if segment() is not None]
+        while self._returned:
+            segment, start, stop = self._lent.pop(self._returned.popleft())
+            found = segment()
+            if found is not None:
+                found.join(start, stop)
+        if not self._others:
+            return self._kept
+        self._others = [segment for segment in self._others if segment() is not None]
         others = [segment() for segment in self._others]
         return self._kept + [segment for segment in others if segment is not None]
 
