@@ -25,7 +25,7 @@ from arraycnn.checkpoint.envelope import open_verified
 from arraycnn.checkpoint.hdf5 import Entry, Tree
 from arraycnn.checkpoint.info import CheckpointInfo, info_of, read_meta, reading
 from arraycnn.checkpoint.metadata import MAX_BYTES, plain
-from arraycnn.checkpoint.save import Positioned
+from arraycnn.checkpoint.save import Stateful
 from arraycnn.errors import CheckpointError
 from arraycnn.files import PathLike
 from arraycnn.interrupts import held_signals
@@ -43,7 +43,7 @@ def load_checkpoint(
     optimizer: Optimizer | None = None,
     *,
     schedule: Schedule | None = None,
-    loader: Positioned | None = None,
+    loader: Stateful | None = None,
     backend: BackendLike | None = None,
 ) -> CheckpointInfo:
     """Restore ``model``, and what else is given, bit for bit from a checkpoint.
@@ -219,13 +219,13 @@ def _check_writable(tensors: Mapping[str, Variable]) -> None:
             )
 
 
-def _try_loader(loader: Positioned, state: Any) -> None:
+def _try_loader(loader: Stateful, state: Any) -> None:
     if state is None:
         raise CheckpointError("no position of a loader was saved; load without loader")
     _move(copy.copy(loader), state)
 
 
-def _move(loader: Positioned, state: Any) -> None:
+def _move(loader: Stateful, state: Any) -> None:
     try:
         loader.load_state_dict(state)
     except (TypeError, ValueError) as error:

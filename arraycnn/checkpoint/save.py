@@ -17,7 +17,7 @@ from arraycnn.optim import Optimizer
 from arraycnn.schedules import Schedule
 
 
-class Positioned(Protocol):
+class Stateful(Protocol):
     """What has a position to save, such as a `DataLoader`."""
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -31,7 +31,7 @@ def save_checkpoint(
     optimizer: Optimizer | None = None,
     *,
     schedule: Schedule | None = None,
-    loader: Positioned | None = None,
+    loader: Stateful | None = None,
     epoch: int = 0,
     step: int = 0,
     extra: Mapping[str, Any] | None = None,

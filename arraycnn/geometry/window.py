@@ -180,7 +180,7 @@ def tiles(sizes: Shape, limit: int) -> Iterator[tuple[slice, ...]]:
 P = ParamSpec("P")
 
 
-def remembered(make: Callable[P, Window]) -> Callable[P, Window]:
+def cached(make: Callable[P, Window]) -> Callable[P, Window]:
     """Keep the windows that ``make`` returned for plain arguments: the same come at every step."""
     kept: Any = lru_cache(maxsize=1024, typed=True)(make)
 
@@ -205,7 +205,7 @@ def _is_plain(value: Any) -> bool:
     return value is None or type(value) in (int, str, bool)
 
 
-@remembered
+@cached
 def conv_window(
     input_size: Size,
     kernel_size: Size,
@@ -251,7 +251,7 @@ def conv_window(
     return Window(input_size, kernel_size, stride, pairs, dilation, tuple(output_size))
 
 
-@remembered
+@cached
 def pool_window(
     input_size: Size,
     kernel_size: Size,
@@ -283,7 +283,7 @@ def pool_window(
     return window
 
 
-@remembered
+@cached
 def transposed_window(
     input_size: Size,
     kernel_size: Size,

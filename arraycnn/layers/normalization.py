@@ -111,14 +111,14 @@ class BatchNorm(LayerWithRelu):
         y = backend.scale_shift(x, scale, shift, relu)
         shape, dtype, output = y.shape, y.dtype, y if relu else None
         trained = weight.requires_grad or bias.requires_grad
-        seen = x if trained else None
+        kept = x if trained else None
 
         def backward(grad_y: Array, *, input_grad: bool = True) -> Array | None:
             delta = backend.batch_last(check_grad(backend, grad_y, shape, dtype))
             if output is not None:
                 delta = backend.batch_last(backend.relu_grad(output, delta))
-            if seen is not None:
-                normalised = backend.scale_shift(seen, inverse_std, -mean * inverse_std)
+            if kept is not None:
+                normalised = backend.scale_shift(kept, inverse_std, -mean * inverse_std)
                 weight.add_grad(backend.channel_sum(delta * normalised), copy=False)
                 bias.add_grad(backend.channel_sum(delta), copy=False)
             return backend.scale_shift(delta, scale, 0 * shift) if input_grad else None
